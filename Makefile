@@ -1,0 +1,73 @@
+# Every command a developer needs. `make help` lists the targets from their comments.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The product is pure Go: a C compiler is never needed to build or run it.
+export CGO_ENABLED := 0
+BIN := build/sonde
+GOFILES := $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)
+SEED ?= $(shell date +%s)
+
+.PHONY: help build demo check fmt vet staticcheck tidy generate-check test race
+.PHONY: fidelity torture bench-ring bench-stall clean
+
+help: ## list the targets
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+build: ## build the one binary, build/sonde, without cgo
+	@mkdir -p build
+	go build -trimpath -o $(BIN) ./cmd/sonde
+
+demo: build ## watch a real model, its bus, its dataset and its detector for about 30 s
+	$(BIN) demo
+
+check: fmt vet staticcheck tidy generate-check ## format, vet, staticcheck, house rules, generated code
+
+fmt: ## fail when a Go file is not gofmt'ed
+	@out=$$(gofmt -l $(GOFILES)); if [ -n "$$out" ]; then echo "not gofmt'ed: $$out"; exit 1; fi
+
+vet: ## go vet, for amd64 and for arm64
+	go vet ./...
+	GOARCH=arm64 go vet ./...
+
+staticcheck: ## staticcheck at the version pinned in tools/go.mod
+	go tool -modfile=tools/go.mod staticcheck ./...
+
+tidy: ## house rules: imports, lengths, names, documented metrics and configuration keys
+	go test -count=1 ./internal/tidy
+
+generate-check: ## fail when a generated file differs from what its source generates
+	go generate ./ring2
+	@git diff --exit-code -- ring2 || { echo "generated files differ: commit what 'go generate ./ring2' wrote"; exit 1; }
+
+test: build ## run every test; the last line counts them, what could not run is listed as NOT RUN
+	go test -json -count=1 -timeout 20m ./... > build/test.json || true
+	go run ./internal/testreport build/test.json
+	$(MAKE) --no-print-directory race
+
+race: ## run the tests of shared-memory and concurrent code under the race detector (needs gcc)
+	@if ! command -v gcc >/dev/null; then \
+	  echo "NOT RUN: race detector: needs a C compiler (gcc), and none was found"; \
+	else \
+	  echo "race detector:"; \
+	  CGO_ENABLED=1 go test -race -json -count=1 -timeout 20m $(RACE_PACKAGES) > build/race.json || true; \
+	  CGO_ENABLED=0 go run ./internal/testreport build/race.json; \
+	fi
+RACE_PACKAGES := ./ring2/... ./producer/... ./bus/... ./consumers/... ./engine/scheduler/... ./engine/capture/...
+
+fidelity: build ## verify the identity of at least 1,000,000 rows of the arithmetic engine
+	go run ./trials/fidelity
+
+torture: build ## at least 200 SIGKILLs of engine, agent, materializer and broker (SEED=n repeats a run)
+	go run ./trials/torture -seed $(SEED)
+
+bench-ring: ## ring to Arrow bytes, as ratios to memcpy and to arrow-go alone
+	go run ./trials/benchring
+
+bench-stall: build ## the engine's step time with the agent running and with the agent stopped for 30 s
+	go run ./trials/stall
+
+clean: ## remove what was built and what demos and trials left behind
+	rm -rf build data
