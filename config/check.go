@@ -1,0 +1,163 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// hookPattern is what a hook glob may hold: names like resid_post, * and ?.
+var hookPattern = regexp.MustCompile(`^[A-Za-z0-9_.*?\[\]-]+$`)
+
+var streamPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
+// check looks at the meaning of values whose shape is right.
+func (w *walk) check(c Config) {
+	w.checkBus(c.Bus)
+	w.checkAgent(c.Agent)
+	w.oneOf("policy.mode", c.Policy.Mode, "complete", "best_effort")
+	w.least("policy.budget_bytes_per_s", int64(c.Policy.BudgetBytesPerS), 0)
+	for i, r := range c.Policy.Rules {
+		w.checkRule(fmt.Sprintf("policy.rules[%d]", i), r)
+	}
+	w.required("materializer.lake", c.Materializer.Lake)
+	w.required("materializer.dead_letter_dir", c.Materializer.DeadLetterDir)
+	w.between("materializer.commit_interval_ms", c.Materializer.CommitIntervalMS, 10, 3_600_000)
+	w.least("materializer.commit_bytes", int64(c.Materializer.CommitBytes), 64<<10)
+	for i, d := range c.Detectors {
+		path := fmt.Sprintf("detectors[%d]", i)
+		w.required(path+".bundle", d.Bundle)
+		w.oneOf(path+".mode", d.Mode, "shadow", "alert", "enforce")
+	}
+	w.address("http.listen", c.HTTP.Listen)
+	w.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	w.oneOf("log.format", c.Log.Format, "text", "json")
+}
+
+func (w *walk) checkBus(b Bus) {
+	if !streamPattern.MatchString(b.Stream) {
+		w.wrong("bus.stream", "not a stream name; write letters, digits, - and _, like SONDE")
+	}
+	if b.URL != "" {
+		u, err := url.Parse(b.URL)
+		if err != nil || u.Host == "" || (u.Scheme != "nats" && u.Scheme != "tls") {
+			w.wrong("bus.url", "not the address of a NATS server; write nats://host:4222")
+		}
+		if _, both := w.lines["bus.embedded"]; both {
+			w.wrong("bus.embedded", "the embedded bus does not run beside bus.url; remove one of the two")
+		}
+	}
+	e := b.Embedded
+	w.required("bus.embedded.store_dir", e.StoreDir)
+	w.oneOf("bus.embedded.sync", e.Sync, "always", "interval")
+	w.address("bus.embedded.listen", e.Listen)
+	w.least("bus.embedded.max_bytes", int64(e.MaxBytes), 16<<20)
+	if e.RetainBytes > e.MaxBytes {
+		w.wrong("bus.embedded.retain_bytes", fmt.Sprintf("more than bus.embedded.max_bytes = %s; write less", e.MaxBytes))
+	}
+}
+
+func (w *walk) checkAgent(a Agent) {
+	w.required("agent.socket", a.Socket)
+	if len(a.Socket) > 100 {
+		w.wrong("agent.socket", "longer than the 100 bytes that a unix socket can have; write a shorter path")
+	}
+	w.oneOf("agent.wait", a.Wait, "poll", "event")
+	w.between("agent.linger_ms", a.LingerMS, 1, 60_000)
+	w.least("agent.batch_bytes", int64(a.BatchBytes), 4<<10)
+	if a.BatchBytes > 8<<20 {
+		w.wrong("agent.batch_bytes", "more than 8MiB, the largest message that the bus takes; write 64KiB to 1MiB")
+	}
+	w.least("agent.inflight_bytes", int64(a.InflightBytes), int64(a.BatchBytes))
+	w.required("agent.dead_letter.dir", a.DeadLetter.Dir)
+	w.least("agent.dead_letter.max_bytes", int64(a.DeadLetter.MaxBytes), 0)
+}
+
+func (w *walk) checkRule(path string, r Rule) {
+	if len(r.Hooks) == 0 {
+		w.missing(path, path+".hooks", "a rule without hooks chooses nothing; write hooks: [resid_post]")
+	}
+	for i, h := range r.Hooks {
+		if !hookPattern.MatchString(h) {
+			w.wrong(fmt.Sprintf("%s.hooks[%d]", path, i), `not a hook name; write one like resid_post, or a pattern like "*_out"`)
+		}
+	}
+	w.oneOf(path+".as", r.As, "tensor", "stats")
+	if r.Stride < 1 {
+		w.wrong(path+".stride", "less than 1; write 1 for every token, 4 for every fourth")
+	}
+	if err := parseWindow(r.Window.Prompt, "first", "last"); err != nil {
+		w.wrong(path+".window.prompt", err.Error())
+	}
+	if err := parseWindow(r.Window.Decode, "first", "every"); err != nil {
+		w.wrong(path+".window.decode", err.Error())
+	}
+	if p := r.Requests.SamplePercent; p != nil && (*p < 0 || *p > 100) {
+		w.wrong(path+".requests.sample_percent", "not a percentage; write 0 to 100")
+	}
+}
+
+// wrong reports the value at a path. A default is never wrong, so the path was
+// written by the user, or a block above it was.
+func (w *walk) wrong(path, want string) { w.missing(path, path, want) }
+
+// missing reports a key that may be absent, at the line of the block above it.
+func (w *walk) missing(at, key, want string) {
+	n, value := 0, w.values[key]
+	for p := at; n == 0; {
+		n = w.lines[p]
+		if i := strings.LastIndexAny(p, ".["); i >= 0 {
+			p = p[:i]
+		} else if n == 0 {
+			n = 1
+		}
+	}
+	w.problems = append(w.problems, Problem{Line: n, Key: key, Value: clip(value), Want: want})
+}
+
+func (w *walk) oneOf(path, value string, allowed ...string) {
+	for _, a := range allowed {
+		if value == a {
+			return
+		}
+	}
+	want := "write " + strings.Join(allowed, ", ")
+	if i := strings.LastIndex(want, ", "); i >= 0 {
+		want = want[:i] + " or " + want[i+2:]
+	}
+	if best := nearest(value, allowed); best != "" {
+		want = "write " + best + " (allowed: " + strings.Join(allowed, ", ") + ")"
+	}
+	w.wrong(path, "not allowed; "+want)
+}
+
+func (w *walk) required(path, value string) {
+	if value == "" {
+		w.wrong(path, "empty; write a path, or remove the key for its default")
+	}
+}
+
+func (w *walk) between(path string, value, low, high int) {
+	if value < low || value > high {
+		w.wrong(path, fmt.Sprintf("out of range; write %d to %d", low, high))
+	}
+}
+
+func (w *walk) least(path string, value, low int64) {
+	if value < low {
+		w.wrong(path, fmt.Sprintf("too small; write at least %s", Size(low)))
+	}
+}
+
+func (w *walk) address(path, value string) {
+	if value == "" {
+		return
+	}
+	_, port, err := net.SplitHostPort(value)
+	if n, portErr := strconv.Atoi(port); err != nil || portErr != nil || n < 0 || n > 65535 {
+		w.wrong(path, `not an address; write host:port like 127.0.0.1:9464, or "" for none`)
+	}
+}

@@ -1,0 +1,278 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"sort"
+	"strings"
+
+	"github.com/goccy/go-yaml/ast"
+)
+
+// walk compares a parsed file with the Config type: every key must be known,
+// every value must have the right shape. It remembers where each key stands, so
+// that the checks of meaning can name a line too.
+type walk struct {
+	problems []Problem
+	lines    map[string]int
+	values   map[string]string
+}
+
+var (
+	sizeType   = reflect.TypeFor[Size]()
+	layersType = reflect.TypeFor[Layers]()
+)
+
+func (w *walk) add(node ast.Node, key, value, want string) {
+	w.problems = append(w.problems, Problem{Line: line(node), Key: key, Value: clip(value), Want: want})
+}
+
+func (w *walk) root(node ast.Node) { w.value(node, "", reflect.TypeFor[Config]()) }
+
+// value checks one node against the Go type that will hold it.
+func (w *walk) value(node ast.Node, path string, t reflect.Type) {
+	if anchor, ok := node.(*ast.AnchorNode); ok {
+		node = anchor.Value
+	}
+	if _, ok := node.(*ast.AliasNode); ok {
+		w.add(node, path, scalarText(node), "aliases are not allowed; write the value out")
+		return
+	}
+	w.lines[path] = line(node)
+	if isScalar(node) {
+		w.values[path] = shown(node)
+	}
+	if _, null := node.(*ast.NullNode); null {
+		if t.Kind() != reflect.Struct || t == layersType {
+			w.add(node, path, "null", "empty; write a value or remove the key")
+		}
+		return
+	}
+	switch {
+	case t == sizeType:
+		if _, err := ParseSize(scalarText(node)); err != nil || !isScalar(node) {
+			w.add(node, path, shown(node), "not a size; "+sizeHint)
+		}
+	case t == layersType:
+		var l Layers
+		if err := l.UnmarshalYAML(node); err != nil {
+			w.add(node, path, shown(node), err.Error())
+		}
+	case t.Kind() == reflect.Pointer:
+		w.value(node, path, t.Elem())
+	case t.Kind() == reflect.Struct:
+		w.fields(node, path, t)
+	case t.Kind() == reflect.Slice:
+		w.list(node, path, t)
+	case t.Kind() == reflect.Map:
+		w.labels(node, path, t)
+	default:
+		w.scalar(node, path, t)
+	}
+}
+
+func (w *walk) fields(node ast.Node, path string, t reflect.Type) {
+	pairs, ok := pairsOf(node)
+	if !ok {
+		w.add(node, orFile(path), shown(node), "not a block of keys; write keys below it: "+strings.Join(keysOf(t), ", "))
+		return
+	}
+	seen := map[string]bool{}
+	for _, pair := range pairs {
+		key := scalarText(pair.Key)
+		field, known := fieldOf(t, key)
+		full := join(path, key)
+		switch {
+		case !known:
+			w.add(pair.Key, full, "", unknownKey(path, key, t))
+		case seen[key]:
+			w.add(pair.Key, full, "", "written twice; keep one of them")
+		default:
+			seen[key] = true
+			w.value(pair.Value, full, field.Type)
+		}
+	}
+}
+
+func (w *walk) list(node ast.Node, path string, t reflect.Type) {
+	list, ok := node.(*ast.SequenceNode)
+	if !ok {
+		w.add(node, path, shown(node), "not a list; write - before each item, or [a, b]")
+		return
+	}
+	for i, item := range list.Values {
+		w.value(item, fmt.Sprintf("%s[%d]", path, i), t.Elem())
+	}
+}
+
+func (w *walk) labels(node ast.Node, path string, t reflect.Type) {
+	pairs, ok := pairsOf(node)
+	if !ok {
+		w.add(node, path, shown(node), "not a block of labels; write lines like language: de")
+		return
+	}
+	for _, pair := range pairs {
+		w.value(pair.Value, join(path, scalarText(pair.Key)), t.Elem())
+	}
+}
+
+func (w *walk) scalar(node ast.Node, path string, t reflect.Type) {
+	ok, want := false, ""
+	switch t.Kind() {
+	case reflect.String:
+		_, isString := node.(*ast.StringNode)
+		_, isLiteral := node.(*ast.LiteralNode)
+		ok, want = isString || isLiteral, "not a text; write it in quotes"
+	case reflect.Bool:
+		_, ok = node.(*ast.BoolNode)
+		want = "not a yes or no; write true or false"
+	case reflect.Int:
+		_, ok = node.(*ast.IntegerNode)
+		want = "not a whole number; write one without a unit (the unit is in the key)"
+	case reflect.Float64:
+		_, isInt := node.(*ast.IntegerNode)
+		_, isFloat := node.(*ast.FloatNode)
+		ok, want = isInt || isFloat, "not a number; write one like 12.5"
+	default:
+		panic("BUG: config has a field of kind " + t.Kind().String())
+	}
+	if !ok {
+		w.add(node, path, shown(node), want)
+	}
+}
+
+func unknownKey(path, key string, t reflect.Type) string {
+	known := keysOf(t)
+	if best := nearest(key, known); best != "" {
+		return fmt.Sprintf("unknown key; write %s", best)
+	}
+	if where := elsewhere(key); where != "" {
+		return fmt.Sprintf("unknown key here; it belongs to %s", where)
+	}
+	return fmt.Sprintf("unknown key; %s knows %s", orFile(path), strings.Join(known, ", "))
+}
+
+// elsewhere finds the place of a key that exists, but not where it was written.
+func elsewhere(key string) string {
+	for _, full := range Keys() {
+		if full == key || strings.HasSuffix(full, "."+key) {
+			return full
+		}
+	}
+	return ""
+}
+
+// Keys lists every key of the file, like agent.dead_letter.dir or
+// policy.rules[].as, sorted.
+func Keys() []string {
+	var out []string
+	var visit func(t reflect.Type, path string)
+	visit = func(t reflect.Type, path string) {
+		for i := range t.NumField() {
+			f := t.Field(i)
+			full := join(path, f.Tag.Get("yaml"))
+			switch {
+			case f.Type.Kind() == reflect.Struct && f.Type != layersType:
+				visit(f.Type, full)
+			case f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct:
+				visit(f.Type.Elem(), full+"[]")
+			default:
+				out = append(out, full)
+			}
+		}
+	}
+	visit(reflect.TypeFor[Config](), "")
+	sort.Strings(out)
+	return out
+}
+
+func keysOf(t reflect.Type) []string {
+	var out []string
+	for i := range t.NumField() {
+		out = append(out, t.Field(i).Tag.Get("yaml"))
+	}
+	return out
+}
+
+func fieldOf(t reflect.Type, key string) (reflect.StructField, bool) {
+	for i := range t.NumField() {
+		if t.Field(i).Tag.Get("yaml") == key {
+			return t.Field(i), true
+		}
+	}
+	return reflect.StructField{}, false
+}
+
+// nearest is the candidate with the smallest edit distance, if it is near
+// enough to be a slip of the hand.
+func nearest(word string, candidates []string) string {
+	best, bestDistance := "", len(word)/3+2
+	for _, c := range candidates {
+		if d := distance(word, c); d < bestDistance {
+			best, bestDistance = c, d
+		}
+	}
+	return best
+}
+
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+func pairsOf(node ast.Node) ([]*ast.MappingValueNode, bool) {
+	switch n := node.(type) {
+	case *ast.MappingNode:
+		return n.Values, true
+	case *ast.MappingValueNode:
+		return []*ast.MappingValueNode{n}, true
+	}
+	return nil, false
+}
+
+func isScalar(node ast.Node) bool {
+	_, ok := node.(ast.ScalarNode)
+	return ok
+}
+
+// shown is a value as the user wrote it, short enough for one line.
+func shown(node ast.Node) string {
+	text, _, _ := strings.Cut(strings.TrimSpace(node.String()), "\n")
+	return text
+}
+
+func clip(text string) string {
+	if runes := []rune(text); len(runes) > 60 {
+		return string(runes[:57]) + "..."
+	}
+	return text
+}
+
+func join(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+func orFile(path string) string {
+	if path == "" {
+		return "the file"
+	}
+	return path
+}
