@@ -1,0 +1,169 @@
+package fleet
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Pipeline is one engine and the three roles of `sonde run`, each a process of
+// its own, on loopback addresses and folders below Dir.
+type Pipeline struct {
+	Dir, Lake, State, Witness, Config string
+	Engine, Agent, Materializer, Bus  *Process
+
+	engineAddress string
+}
+
+// Options of a pipeline.
+type Options struct {
+	Binary     string   // path of the sonde binary
+	Dir        string   // everything the pipeline writes goes below it
+	EngineArgs []string // further flags of `sonde engine`
+	Rules      string   // YAML of policy.rules; empty keeps every hook of every token
+	CommitMS   int
+}
+
+const everyRow = `    - {name: every row, hooks: ["*"]}
+`
+
+const configTemplate = `bus:
+  embedded: {store_dir: %[1]s/bus, listen: "%[2]s", retain_bytes: 64MiB}
+agent:
+  socket: %[3]s
+  linger_ms: 50
+  dead_letter: {dir: %[1]s/dead-letter/agent}
+policy:
+  rules:
+%[4]smaterializer:
+  lake: %[1]s/lake
+  commit_interval_ms: %[5]d
+  dead_letter_dir: %[1]s/dead-letter/materializer
+http: {listen: ""}
+`
+
+// NewPipeline writes the configuration and describes the processes; it starts
+// none.
+func NewPipeline(o Options) (*Pipeline, error) {
+	p := &Pipeline{Dir: o.Dir, Lake: filepath.Join(o.Dir, "lake"), State: filepath.Join(o.Dir, "engine-state"),
+		Witness: filepath.Join(o.Dir, "witness"), Config: filepath.Join(o.Dir, "sonde.yaml")}
+	for _, dir := range []string{p.Dir, p.State, p.Witness} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("make the folder of the trial: %w", err)
+		}
+	}
+	busAddress, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	if p.engineAddress, err = freeAddress(); err != nil {
+		return nil, err
+	}
+	rules := o.Rules
+	if rules == "" {
+		rules = everyRow
+	}
+	// A unix socket's path is at most 107 bytes long, which a deep folder breaks.
+	socket := filepath.Join(os.TempDir(), fmt.Sprintf("sonde-trial-%d.sock", os.Getpid()))
+	text := fmt.Sprintf(configTemplate, o.Dir, busAddress, socket, rules, max(o.CommitMS, 10))
+	if err := os.WriteFile(p.Config, []byte(text), 0o644); err != nil {
+		return nil, fmt.Errorf("write the configuration of the trial: %w", err)
+	}
+	role := func(name string) *Process {
+		return NewProcess(name, o.Dir, o.Binary, "run", "--config", p.Config, "--role", name)
+	}
+	p.Bus, p.Agent, p.Materializer = role("bus"), role("agent"), role("materializer")
+	args := append([]string{"engine", "--model", "arithmetic", "--listen", p.engineAddress, "--ring-socket", socket,
+		"--state-dir", p.State, "--witness", p.Witness}, o.EngineArgs...)
+	p.Engine = NewProcess("engine", o.Dir, o.Binary, args...)
+	return p, nil
+}
+
+// EngineURL is the base address of the engine's HTTP interface.
+func (p *Pipeline) EngineURL() string { return "http://" + p.engineAddress }
+
+// Start starts all processes and waits until the engine answers.
+func (p *Pipeline) Start(ctx context.Context) error {
+	for _, child := range []*Process{p.Bus, p.Agent, p.Materializer, p.Engine} {
+		if err := child.Start(); err != nil {
+			return err
+		}
+	}
+	return p.WaitEngine(ctx, 30*time.Second)
+}
+
+// WaitEngine waits until the engine answers on its health address.
+func (p *Pipeline) WaitEngine(ctx context.Context, limit time.Duration) error {
+	deadline := time.Now().Add(limit)
+	for time.Now().Before(deadline) && ctx.Err() == nil {
+		resp, err := http.Get(p.EngineURL() + "/healthz")
+		if err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return fmt.Errorf("the engine did not answer within %v; its last words: %s", limit, p.Engine.Tail())
+}
+
+// StopAll stops whatever still runs, consumers last, so that what was captured
+// still arrives.
+func (p *Pipeline) StopAll() error {
+	for _, child := range []*Process{p.Engine, p.Agent, p.Materializer, p.Bus} {
+		if err := child.Stop(60 * time.Second); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// KillAll kills whatever still runs; for a trial that is given up.
+func (p *Pipeline) KillAll() {
+	for _, child := range []*Process{p.Engine, p.Agent, p.Materializer, p.Bus} {
+		if child.Running() {
+			_ = child.Kill()
+		}
+	}
+}
+
+var metricLine = regexp.MustCompile(`^([a-z_]+)(\{[^}]*\})? ([0-9.eE+-]+)$`)
+
+// EngineMetrics reads the engine's metrics; series of one name are added up.
+func (p *Pipeline) EngineMetrics() (map[string]float64, error) {
+	resp, err := http.Get(p.EngineURL() + "/metrics")
+	if err != nil {
+		return nil, fmt.Errorf("read the engine's metrics: %w", err)
+	}
+	defer resp.Body.Close()
+	out := map[string]float64{}
+	scan := bufio.NewScanner(resp.Body)
+	for scan.Scan() {
+		m := metricLine.FindStringSubmatch(strings.TrimSpace(scan.Text()))
+		if m == nil {
+			continue
+		}
+		if v, err := strconv.ParseFloat(m[3], 64); err == nil {
+			out[m[1]] += v
+		}
+	}
+	return out, scan.Err()
+}
+
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("find a free port: %w", err)
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
