@@ -1,0 +1,119 @@
+// Command sonde streams the inside of a running language model onto a message
+// bus, and turns that stream into datasets and verdicts.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes of every command.
+const (
+	exitOK     = 0
+	exitFailed = 1 // the environment is unusable, or a check failed
+	exitUsage  = 2 // the command line or the configuration is wrong
+)
+
+// usageError is a mistake of the caller: it exits with exitUsage.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run executes one command line and returns its exit code. The first SIGINT or
+// SIGTERM cancels the command's context; the second ends the process at once.
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+
+	started := false
+	root := rootCommand()
+	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintf(stderr, "sonde: %v\n", err)
+	var usage usageError
+	if errors.As(err, &usage) || !started || strings.HasPrefix(err.Error(), "required flag") {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "sonde",
+		Short: "Stream the inside of a running language model onto a bus, into datasets and to detectors",
+		Long: `Sonde streams the inside of a running language model onto a message bus, and turns
+that stream into datasets and real-time verdicts.
+
+  engine ──ring──▶ agent ──▶ bus ──▶ materializer ──▶ dataset
+                                └──▶ detector ──▶ alerts, abort
+
+Start here:
+  sonde demo                      all of it, with a real model, in about 30 seconds
+  sonde run                       agent, bus, materializer and detectors in one process
+  sonde engine --model arithmetic an engine that connects to it
+  sonde lake --help               look into a dataset
+
+Exit codes: 0 ok, 1 the environment is unusable or a check failed, 2 wrong usage or configuration.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
+	})
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(commands()...)
+	return root
+}
+
+// commands lists every command; each is written in the file of its name.
+func commands() []*cobra.Command {
+	return []*cobra.Command{
+		validateCommand(),
+		versionCommand(),
+	}
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of this binary",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(c.OutOrStdout(), "sonde "+version())
+			return err
+		},
+	}
+}
+
+// version is the module version, or the revision that the binary was built from.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	out := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && !strings.Contains(out, s.Value[:min(12, len(s.Value))]) {
+			out += " " + s.Value[:min(12, len(s.Value))]
+		}
+	}
+	return out + " " + info.GoVersion
+}
