@@ -28,11 +28,17 @@ type series struct {
 	Ledger     Ledger       `json:"ledger"`
 	Stored     uint64       `json:"stored"`
 	Pending    uint64       `json:"pending"`
+	StoredBy   []part       `json:"stored_by"` // adds up to Stored
 	Scores     *scoreChart  `json:"scores"`
 	Reading    []readingRow `json:"reading"`
 	Heat       []heatMap    `json:"heat"`
 	Throughput []rate       `json:"throughput"`
 	Latency    *histogram   `json:"latency"`
+}
+
+type part struct {
+	Name string `json:"name"`
+	Rows uint64 `json:"rows"`
 }
 
 type requestRow struct {

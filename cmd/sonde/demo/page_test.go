@@ -22,6 +22,7 @@ func sample() (*Report, *series) {
 		BitExact: BitExact{Checked: 123456}, TensorToVerdictMS: Percentiles{P50: 2.1, P99: 8.8, Samples: 5000},
 		Detector: &DetectorReport{Bundle: "detectors/german", Name: "german", Mode: "enforce", Threshold: 0.9}}
 	s := &series{Ledger: r.Ledger, Stored: r.Stored, Scores: &scoreChart{Threshold: 0.9, Low: -3, High: 4}}
+	s.StoredBy = []part{{"resid_post", 60000}, {"token_ids", 12345}, {"mlp_out", 20000}, {"attn_out", 20000}, {"q", 11111}}
 	var latencies []float64
 	for i := range 5000 {
 		latencies = append(latencies, 1+math.Exp(rng.NormFloat64()*0.6)+float64(i%50)/49)

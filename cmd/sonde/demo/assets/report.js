@@ -56,21 +56,23 @@
   function ledger() {
     var l = data.ledger, classes = ['acknowledged', 'dropped', 'aborted', 'lost', 'dead_lettered', 'in_flight'];
     var series = [];
-    var bar = function (name, row, value, label) {
-      series.push({ name: name, type: 'bar', stack: 'all', barWidth: 26, data: [[row === 1 ? value : 0, 1],
-        [row === 0 ? value : 0, 0]], itemStyle: { color: palette[name] || '#334155', borderColor: '#fff', borderWidth: 1 },
-        label: { show: value > l.captured * 0.12, position: 'inside', color: '#fff', fontWeight: 600,
-          formatter: function (p) { return p.value[0] ? label + ' ' + count(value) : ''; } } });
+    var bar = function (name, row, value, label, color) {
+      series.push({ name: name, type: 'bar', stack: 'row ' + row, barWidth: 28, barGap: '-100%', data: [[value, row]],
+        itemStyle: { color: color || palette[name], borderColor: '#fff', borderWidth: 1 },
+        label: { show: value > l.captured * (narrow() ? 0.3 : 0.1), position: 'inside', color: '#fff', fontWeight: 600,
+          formatter: label + ' ' + count(value) } });
     };
-    classes.forEach(function (c) { if (l[c] > 0) bar(c, 1, l[c], c.replace('_', ' ')); });
-    bar('stored', 0, data.stored, 'stored');
-    if (data.pending > 0) bar('pending', 0, data.pending, 'pending');
+    var shades = ['#1d7f86', '#2b6f8f', '#5b6fa8', '#7d6aa5', '#9a6391', '#a86a6f', '#a77c4f', '#8a8a4a', '#5f9163'];
+    classes.forEach(function (c) { if (l[c] > 0) bar(c, 2, l[c], c.replace('_', ' ')); });
+    bar('stored', 1, data.stored, 'stored');
+    if (data.pending > 0) bar('pending', 1, data.pending, 'pending');
+    (data.stored_by || []).forEach(function (part, i) { bar(part.name, 0, part.rows, part.name, shades[i % shades.length]); });
     chart('ledger').setOption(base({ grid: { left: 8, right: 16, top: 4, bottom: 4, containLabel: true },
       tooltip: { trigger: 'item', formatter: function (p) {
         return escape(p.seriesName.replace('_', ' ')) + ': <b>' + count(p.value[0]) + '</b> rows'; } },
       xAxis: { type: 'value', max: l.captured || 1, axisLabel: { color: muted, hideOverlap: true, formatter: count },
         splitLine: { show: false }, axisLine: { show: false } },
-      yAxis: { type: 'category', data: ['in dataset', 'captured'], axisTick: { show: false },
+      yAxis: { type: 'category', data: ['by hook', 'consumer', 'captured'], axisTick: { show: false },
         axisLine: { show: false }, axisLabel: { color: ink } }, series: series }));
   }
 

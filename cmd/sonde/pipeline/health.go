@@ -1,0 +1,82 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// health knows what this process still waits for. Readiness is about inputs and
+// outputs; liveness is only about this process, so that an outage of the broker
+// does not make an orchestrator restart everything that waits for it.
+type health struct {
+	mu      sync.Mutex
+	waiting map[string]string // part -> what it waits for
+}
+
+func (h *health) wait(part, what string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.waiting[part] = what
+}
+
+func (h *health) ready(part string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.waiting, part)
+}
+
+// missing lists what is waited for, one sentence each, sorted; empty is ready.
+func (h *health) missing() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []string
+	for part, what := range h.waiting {
+		out = append(out, part+": "+what)
+	}
+	sort.Strings(out)
+	return out
+}
+
+// httpServer serves /metrics, /livez and /readyz.
+type httpServer struct {
+	server   http.Server
+	listener net.Listener
+}
+
+func serveHTTP(address string, registry *prometheus.Registry, h *health, log *slog.Logger) (*httpServer, error) {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("serve HTTP on http.listen = %s: %w; choose another address", address, err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "live") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if missing := h.missing(); len(missing) > 0 {
+			http.Error(w, strings.Join(missing, "\n"), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ready")
+	})
+	s := &httpServer{listener: listener, server: http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}}
+	go func() {
+		if err := s.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("HTTP stopped", "error", err)
+		}
+	}()
+	return s, nil
+}
+
+func (s *httpServer) close(ctx context.Context) { _ = s.server.Shutdown(ctx) } // Nothing is lost with a scrape.
