@@ -1,0 +1,12 @@
+// Package ring2 is the host half of Ring²: a ring in shared memory that carries
+// what a model computes from the inference process to the agent.
+//
+// One Writer in the engine owns one ring. It never waits for its reader, unless
+// its mode is Complete, and then never longer than the step stall budget. One
+// Session in the agent reads it. Each side publishes one word: the writer the
+// commit word of a descriptor, the reader release_seq.
+//
+// ABI.md documents every byte. The logic works on plain memory (core_writer.go,
+// core_reader.go); mapping and sockets are thin edges (memory_linux.go,
+// handshake.go).
+package ring2
