@@ -23,7 +23,7 @@ var (
 	i32, i64     = arrow.PrimitiveTypes.Int32, arrow.PrimitiveTypes.Int64
 	f32          = arrow.PrimitiveTypes.Float32
 	text         = arrow.DataType(arrow.BinaryTypes.String)
-	flag         = arrow.DataType(arrow.FixedWidthTypes.Boolean)
+	boolean      = arrow.DataType(arrow.FixedWidthTypes.Boolean)
 	labels       = arrow.DataType(labelsType())
 )
 
@@ -45,7 +45,7 @@ var columnsOf = map[Kind][]column{
 		column{"mean", f32}, column{"std", f32}, column{"absmax", f32}, column{"argmax", i32}, column{"zeros", i32},
 		column{"nonfinite", i32}),
 	KindRequests: {{"seq", u64}, {"row", u32}, {"event", text}, {"number", u64}, {"request", text}, {"engine_id", text},
-		{"sample", i32}, {"tenant", text}, {"adapter", text}, {"trace_parent", text}, {"labels", labels}, {"opt_in", flag},
+		{"sample", i32}, {"tenant", text}, {"adapter", text}, {"trace_parent", text}, {"labels", labels}, {"opt_in", boolean},
 		{"prompt_tokens", i32}, {"max_tokens", i32}, {"generated_tokens", i32}, {"cached_tokens", i32}, {"passes", i32},
 		{"reason", text}, {"wall_ns", i64}},
 	KindLedger: {{"seq", u64}, {"row", u32}, {"fact", text}, {"number", u64}, {"request", text}, {"sample", i32},
@@ -118,6 +118,9 @@ type columnBuffer struct {
 	data    []byte
 	inner   []columnBuffer // key and value of a map
 	entries int            // of a map
+
+	aliased      [][]byte // rows of vec, wherever they lie: copied once, into the message
+	aliasedBytes int
 }
 
 // batchBuilder collects rows column by column. Rows are put value by value in
@@ -148,6 +151,8 @@ func (b *batchBuilder) reset() {
 
 func (c *columnBuffer) reset() {
 	c.fixed, c.offsets, c.data, c.entries = c.fixed[:0], c.offsets[:0], c.data[:0], 0
+	clear(c.aliased) // the rows belong to somebody else's memory
+	c.aliased, c.aliasedBytes = c.aliased[:0], 0
 	for i := range c.inner {
 		c.inner[i].reset()
 	}
@@ -195,7 +200,10 @@ func (b *batchBuilder) flag(v bool) {
 func (b *batchBuilder) labels(m map[string]string) {
 	c := b.next()
 	if len(c.offsets) == 0 {
-		c.offsets = binary.LittleEndian.AppendUint32(c.offsets, 0)
+		c.offsets = append(c.offsets, zeros[:4]...)
+		for i := range c.inner {
+			c.inner[i].offsets = append(c.inner[i].offsets, zeros[:4]...)
+		}
 	}
 	keys := make([]string, 0, len(m))
 	for k := range m {
@@ -210,17 +218,17 @@ func (b *batchBuilder) labels(m map[string]string) {
 	c.offsets = binary.LittleEndian.AppendUint32(c.offsets, uint32(c.entries))
 }
 
+// vec keeps v itself: it must not change before the message is written.
 func (b *batchBuilder) vec(v []byte) {
 	c := b.next()
-	if c.typ.ID() == arrow.FIXED_SIZE_BINARY {
-		c.fixed = append(c.fixed, v...)
-		return
+	c.aliased = append(c.aliased, v)
+	c.aliasedBytes += len(v)
+	if c.typ.ID() == arrow.LARGE_BINARY {
+		if len(c.offsets) == 0 {
+			c.offsets = binary.LittleEndian.AppendUint64(c.offsets, 0)
+		}
+		c.offsets = binary.LittleEndian.AppendUint64(c.offsets, uint64(c.aliasedBytes))
 	}
-	if len(c.offsets) == 0 {
-		c.offsets = binary.LittleEndian.AppendUint64(c.offsets, 0)
-	}
-	c.data = append(c.data, v...)
-	c.offsets = binary.LittleEndian.AppendUint64(c.offsets, uint64(len(c.data)))
 }
 
 func (c *columnBuffer) text(v string) {
@@ -241,11 +249,30 @@ func (b *batchBuilder) bytes() int {
 }
 
 func (c *columnBuffer) bytes() int {
-	n := len(c.fixed) + len(c.offsets) + len(c.data)
+	n := len(c.fixed) + len(c.offsets) + len(c.data) + c.aliasedBytes
 	for i := range c.inner {
 		n += c.inner[i].bytes()
 	}
 	return n
+}
+
+// zeroRow puts one row of zeros of each column's type.
+func (b *batchBuilder) zeroRow() {
+	for i := range b.columns {
+		c := &b.columns[i]
+		switch t := c.typ.(type) {
+		case *arrow.MapType:
+			c.offsets = make([]byte, 8)
+			c.inner[0].offsets, c.inner[1].offsets = make([]byte, 4), make([]byte, 4)
+		case *arrow.StringType:
+			c.offsets = make([]byte, 8)
+		case *arrow.LargeBinaryType:
+			c.offsets = make([]byte, 16)
+		case arrow.FixedWidthDataType:
+			c.fixed = make([]byte, (t.BitWidth()+7)/8)
+		}
+	}
+	b.rows = 1
 }
 
 // arrays makes Arrow arrays that alias the builder's memory.

@@ -8,9 +8,6 @@ import (
 	"unsafe"
 
 	"github.com/apache/arrow-go/v18/arrow"
-	"github.com/apache/arrow-go/v18/arrow/endian"
-	"github.com/apache/arrow-go/v18/arrow/ipc"
-	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
 // Batch is a decoded message. Its rows alias the message: keep the message
@@ -34,79 +31,177 @@ type columnView struct {
 // message may come from anywhere.
 func DecodeHeader(msg []byte) (h Header, err error) {
 	defer recoverDecode(&err)
-	r, err := openStream(msg)
-	if err != nil {
-		return Header{}, err
-	}
-	return headerOf(r.Schema().Metadata())
+	h, _, _, err = decodeHeader(msg)
+	return h, err
 }
 
 // Decode reads a message, which may come from anywhere: kinds, types, lengths
 // and offsets are checked here, so that reading rows cannot fail.
 func Decode(msg []byte) (b *Batch, err error) {
 	defer recoverDecode(&err)
-	r, err := openStream(msg)
+	h, head, rest, err := decodeHeader(msg)
 	if err != nil {
 		return nil, err
 	}
-	h, err := headerOf(r.Schema().Metadata())
+	want, err := h.fieldsOf()
 	if err != nil {
 		return nil, err
 	}
-	if err := checkFields(&h, r.Schema()); err != nil {
+	if err := head.checkFields(&h, want); err != nil {
 		return nil, err
 	}
-	rec, err := r.Read()
+	body, _, err := nextPart(rest, messageBatch)
 	if err != nil {
 		return nil, fmt.Errorf("message of %s has no readable batch: %w", h.Kind, err)
 	}
-	return newBatch(h, rec)
-}
-
-// recoverDecode turns a panic of the Arrow reader on hostile bytes into an
-// error: the message is input, not a state of this program.
-func recoverDecode(err *error) {
-	if p := recover(); p != nil {
-		*err = fmt.Errorf("message is no valid Arrow stream: %v", p)
-	}
-}
-
-func checkFields(h *Header, s *arrow.Schema) error {
-	want, err := h.fieldsOf()
+	b, err = newBatch(h, body, want)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("message of %s: %w", h.Kind, err)
 	}
-	if s.Endianness() != endian.LittleEndian {
-		return errors.New("message is big-endian; messages are little-endian")
-	}
-	// Columns behind the known ones belong to a later minor version.
-	if s.NumFields() < len(want) {
-		return fmt.Errorf("message of %s has %d columns; %d expected", h.Kind, s.NumFields(), len(want))
-	}
-	for i, f := range want {
-		got := s.Field(i)
-		if got.Name != f.Name || !arrow.TypeEqual(got.Type, f.Type) {
-			return fmt.Errorf("message of %s: column %d is %q of %s; %q of %s expected", h.Kind, i, clip(got.Name),
-				clip(got.Type.String()), f.Name, f.Type)
-		}
-	}
-	return nil
+	return b, nil
 }
 
-func newBatch(h Header, rec arrow.RecordBatch) (*Batch, error) {
-	rows := rec.NumRows()
-	if rows < 1 || rows > MaxRows {
-		return nil, fmt.Errorf("message of %s has %d rows; it must have 1 to %d", h.Kind, rows, MaxRows)
+func decodeHeader(msg []byte) (h Header, head part, rest []byte, err error) {
+	if len(msg) > MaxMessageBytes {
+		return h, head, nil, fmt.Errorf("message has %d bytes; at most %d", len(msg), MaxMessageBytes)
 	}
-	b := &Batch{Header: h, rows: int(rows), cols: make([]columnView, len(columnsOf[h.Kind]))}
-	for i := range b.cols {
-		view, err := viewOf(rec.Column(i).Data(), b.rows)
+	if head, rest, err = nextPart(msg, messageSchema); err != nil {
+		return h, head, nil, err
+	}
+	pairs, err := head.pairs()
+	if err != nil {
+		return h, head, nil, err
+	}
+	h, err = headerOf(pairs)
+	return h, head, rest, err
+}
+
+// recoverDecode turns a failed bounds check on hostile bytes into an error: the
+// message is input, not a state of this program.
+func recoverDecode(err *error) {
+	switch p := recover().(type) {
+	case nil:
+	case error:
+		*err = fmt.Errorf("message is no valid Arrow stream: %w", p)
+	default:
+		panic(p)
+	}
+}
+
+// bodyReader walks nodes and buffers as bodyWriter does.
+type bodyReader struct {
+	part
+	nodesAt, nodes     int
+	buffersAt, buffers int
+}
+
+func newBatch(h Header, p part, want []arrow.Field) (*Batch, error) {
+	if p.slot(p.table, slotBatchCompression) != 0 {
+		return nil, errors.New("its body is compressed, which the format excludes")
+	}
+	var rows int64
+	if at := p.slot(p.table, slotBatchLength); at != 0 {
+		rows = p.i64(at)
+	}
+	if rows < 1 || rows > MaxRows {
+		return nil, fmt.Errorf("it has %d rows; it must have 1 to %d", rows, MaxRows)
+	}
+	r := bodyReader{part: p}
+	r.nodesAt, r.nodes = p.vector(p.table, slotBatchNodes, 16)
+	r.buffersAt, r.buffers = p.vector(p.table, slotBatchBuf, 16)
+	b := &Batch{Header: h, rows: int(rows), cols: make([]columnView, len(want))}
+	for i, f := range want {
+		view, err := r.column(f.Type, b.rows)
 		if err != nil {
-			return nil, fmt.Errorf("message of %s, column %s: %w", h.Kind, rec.ColumnName(i), err)
+			return nil, fmt.Errorf("column %s: %w", f.Name, err)
 		}
 		b.cols[i] = view
 	}
 	return b, b.checkSpans()
+}
+
+// node takes the next node, which must have so many rows and no nulls; rows < 0
+// asks for any number.
+func (r *bodyReader) node(rows int) (int, error) {
+	if r.nodes == 0 {
+		return 0, errShape
+	}
+	n, nulls := r.i64(r.nodesAt), r.i64(r.nodesAt+8)
+	r.nodesAt, r.nodes = r.nodesAt+16, r.nodes-1
+	if rows < 0 && n >= 0 && n <= MaxMessageBytes/8 {
+		rows = int(n)
+	}
+	if n != int64(rows) || nulls != 0 {
+		return 0, fmt.Errorf("%d rows with %d nulls; %d rows without nulls expected", n, nulls, rows)
+	}
+	return rows, nil
+}
+
+// buffer takes the next buffer.
+func (r *bodyReader) buffer() ([]byte, error) {
+	if r.buffers == 0 {
+		return nil, errShape
+	}
+	at, n := r.i64(r.buffersAt), r.i64(r.buffersAt+8)
+	r.buffersAt, r.buffers = r.buffersAt+16, r.buffers-1
+	if at < 0 || n < 0 || at > int64(len(r.body)) || n > int64(len(r.body))-at {
+		return nil, fmt.Errorf("buffer of %d bytes at %d of a body of %d", n, at, len(r.body))
+	}
+	return r.body[at : at+n : at+n], nil
+}
+
+// column takes the nodes and buffers of one column.
+func (r *bodyReader) column(typ arrow.DataType, rows int) (v columnView, err error) {
+	if _, err = r.node(rows); err != nil {
+		return v, err
+	}
+	if _, err = r.buffer(); err != nil { // validity: unused, there are no nulls
+		return v, err
+	}
+	first, err := r.buffer()
+	if err != nil {
+		return v, err
+	}
+	switch t := typ.(type) {
+	case *arrow.MapType:
+		return r.mapColumn(first, rows)
+	case *arrow.StringType:
+		v = columnView{width: 4, offsets: first}
+	case *arrow.LargeBinaryType:
+		v = columnView{width: 8, offsets: first}
+	case *arrow.BooleanType:
+		if len(first) < (rows+7)/8 {
+			return v, fmt.Errorf("%d bytes of bits for %d rows", len(first), rows)
+		}
+		return columnView{fixed: first}, nil
+	case arrow.FixedWidthDataType:
+		width := t.BitWidth() / 8
+		if len(first)/width < rows {
+			return v, fmt.Errorf("%d bytes for %d rows of %d", len(first), rows, width)
+		}
+		return columnView{width: width, fixed: first}, nil
+	}
+	if v.data, err = r.buffer(); err != nil {
+		return v, err
+	}
+	return v, v.checkOffsets(rows, uint64(len(v.data)))
+}
+
+func (r *bodyReader) mapColumn(offsets []byte, rows int) (v columnView, err error) {
+	entries, err := r.node(-1)
+	if err != nil {
+		return v, err
+	}
+	if _, err = r.buffer(); err != nil { // validity of the entries
+		return v, err
+	}
+	v = columnView{width: 4, offsets: offsets, inner: make([]columnView, 2)}
+	for i := range v.inner {
+		if v.inner[i], err = r.column(text, entries); err != nil {
+			return v, fmt.Errorf("entries: %w", err)
+		}
+	}
+	return v, v.checkOffsets(rows, uint64(entries))
 }
 
 // checkSpans compares the identities in the columns with the header's spans.
@@ -115,58 +210,15 @@ func (b *Batch) checkSpans() error {
 	for _, s := range b.Header.Spans {
 		for k := range s.Rows {
 			if i >= b.rows || b.cols[0].u64(i) != s.Seq || b.cols[1].u32(i) != s.First+k {
-				return fmt.Errorf("message of %s: spans and rows differ at row %d", b.Header.Kind, i)
+				return fmt.Errorf("spans and rows differ at row %d", i)
 			}
 			i++
 		}
 	}
 	if i != b.rows {
-		return fmt.Errorf("message of %s has %d rows and its spans %d", b.Header.Kind, b.rows, i)
+		return fmt.Errorf("%d rows and %d in the spans", b.rows, i)
 	}
 	return nil
-}
-
-func viewOf(d arrow.ArrayData, rows int) (columnView, error) {
-	if d.Len() != rows || d.Offset() != 0 {
-		return columnView{}, fmt.Errorf("%d rows from %d; %d from 0 expected", d.Len(), d.Offset(), rows)
-	}
-	if d.NullN() != 0 {
-		return columnView{}, errors.New("it holds nulls; no column may")
-	}
-	switch t := d.DataType().(type) {
-	case *arrow.MapType:
-		return mapView(d, rows)
-	case *arrow.StringType:
-		return variableView(d, rows, 4)
-	case *arrow.LargeBinaryType:
-		return variableView(d, rows, 8)
-	case *arrow.BooleanType:
-		bits := bufferOf(d, 1)
-		if len(bits) < (rows+7)/8 {
-			return columnView{}, fmt.Errorf("%d bytes of bits for %d rows", len(bits), rows)
-		}
-		return columnView{fixed: bits}, nil
-	case arrow.FixedWidthDataType:
-		width := t.BitWidth() / 8
-		fixed := bufferOf(d, 1)
-		if len(fixed)/width < rows {
-			return columnView{}, fmt.Errorf("%d bytes for %d rows of %d", len(fixed), rows, width)
-		}
-		return columnView{width: width, fixed: fixed[:rows*width]}, nil
-	}
-	return columnView{}, fmt.Errorf("type %s is not expected", d.DataType())
-}
-
-func bufferOf(d arrow.ArrayData, i int) []byte {
-	if b := d.Buffers(); i < len(b) && b[i] != nil {
-		return b[i].Bytes()
-	}
-	return nil
-}
-
-func variableView(d arrow.ArrayData, rows, width int) (columnView, error) {
-	v := columnView{width: width, offsets: bufferOf(d, 1), data: bufferOf(d, 2)}
-	return v, v.checkOffsets(rows, uint64(len(v.data)))
 }
 
 // checkOffsets makes sure that offsets ascend and end within limit.
@@ -183,25 +235,6 @@ func (c *columnView) checkOffsets(rows int, limit uint64) error {
 		last = o
 	}
 	return nil
-}
-
-func mapView(d arrow.ArrayData, rows int) (columnView, error) {
-	if len(d.Children()) != 1 || len(d.Children()[0].Children()) != 2 {
-		return columnView{}, errors.New("a map must have keys and values")
-	}
-	entries := d.Children()[0]
-	if entries.Len() > MaxMessageBytes/8 || entries.Offset() != 0 || entries.NullN() != 0 {
-		return columnView{}, fmt.Errorf("%d entries from %d", entries.Len(), entries.Offset())
-	}
-	v := columnView{width: 4, offsets: bufferOf(d, 1), inner: make([]columnView, 2)}
-	for i, child := range entries.Children() {
-		view, err := viewOf(child, entries.Len())
-		if err != nil {
-			return columnView{}, fmt.Errorf("entries: %w", err)
-		}
-		v.inner[i] = view
-	}
-	return v, v.checkOffsets(rows, uint64(entries.Len()))
 }
 
 func (c *columnView) offset(i int) uint64 {
@@ -255,61 +288,4 @@ func (r *rowReader) labels() map[string]string {
 		m[c.inner[0].text(int(k))] = c.inner[1].text(int(k))
 	}
 	return m
-}
-
-// messageReader hands the parts of a message to the Arrow reader without
-// copying the body.
-type messageReader struct{ rest []byte }
-
-func (m *messageReader) Retain()  {}
-func (m *messageReader) Release() {}
-
-var errTruncated = errors.New("message ends in the middle of a part")
-
-// Message cuts the next part: continuation, length, metadata, body.
-func (m *messageReader) Message() (*ipc.Message, error) {
-	if len(m.rest) < 8 {
-		return nil, errTruncated
-	}
-	size := binary.LittleEndian.Uint32(m.rest[4:])
-	if binary.LittleEndian.Uint32(m.rest) != math.MaxUint32 || size < 8 || size > MaxMetadataBytes {
-		return nil, fmt.Errorf("message part of %d bytes of metadata; want 8 to %d after a continuation mark", size,
-			MaxMetadataBytes)
-	}
-	if uint64(len(m.rest)-8) < uint64(size) {
-		return nil, errTruncated
-	}
-	meta, rest := m.rest[8:8+size], m.rest[8+size:]
-	empty := memory.NewBufferBytes(nil)
-	n := ipc.NewMessage(memory.NewBufferBytes(meta), empty).BodyLen()
-	if n < 0 || n > int64(len(rest)) {
-		return nil, errTruncated
-	}
-	m.rest = rest[n:]
-	return ipc.NewMessage(memory.NewBufferBytes(meta), memory.NewBufferBytes(rest[:n:n])), nil
-}
-
-// refusingAllocator makes the Arrow reader fail where it wants memory of its
-// own: a compressed body, which the format excludes.
-type refusingAllocator struct{}
-
-func (refusingAllocator) Allocate(size int) []byte {
-	if size == 0 {
-		return nil
-	}
-	panic("its body is compressed, which the format excludes")
-}
-func (r refusingAllocator) Reallocate(size int, _ []byte) []byte { return r.Allocate(size) }
-func (refusingAllocator) Free([]byte)                            {}
-
-func openStream(msg []byte) (*ipc.Reader, error) {
-	if len(msg) > MaxMessageBytes {
-		return nil, fmt.Errorf("message has %d bytes; at most %d", len(msg), MaxMessageBytes)
-	}
-	r, err := ipc.NewReaderFromMessageReader(&messageReader{rest: msg}, ipc.WithAllocator(refusingAllocator{}),
-		ipc.WithEnsureNativeEndian(false))
-	if err != nil {
-		return nil, fmt.Errorf("message is no valid Arrow stream: %w", err)
-	}
-	return r, nil
 }

@@ -4,9 +4,6 @@ import (
 	"fmt"
 
 	"github.com/apache/arrow-go/v18/arrow"
-	"github.com/apache/arrow-go/v18/arrow/array"
-	"github.com/apache/arrow-go/v18/arrow/ipc"
-	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
 // VectorEncoder collects the rows of one chain and makes messages of them. It
@@ -16,9 +13,12 @@ type VectorEncoder struct {
 	fields   []arrow.Field
 	rowBytes int
 	b        *batchBuilder
+	t        *template
+	spans    []byte
 }
 
-// NewVectorEncoder takes the fixed parts of the header: all but Prev and Spans.
+// NewVectorEncoder takes the fixed parts of the header: all but Kind, Prev and
+// Spans.
 func NewVectorEncoder(h Header) (*VectorEncoder, error) {
 	h.Kind, h.Prev, h.Spans = KindVectors, Cursor{}, nil
 	rowBytes, err := h.RowBytes()
@@ -29,10 +29,16 @@ func NewVectorEncoder(h Header) (*VectorEncoder, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &VectorEncoder{h: h, fields: fields, rowBytes: rowBytes, b: newBatchBuilder(fields)}, nil
+	const spansBytes = 256
+	t, err := newTemplate(h, fields, spansBytes)
+	if err != nil {
+		return nil, err
+	}
+	return &VectorEncoder{h: h, fields: fields, rowBytes: rowBytes, b: newBatchBuilder(fields), t: t}, nil
 }
 
-// Append copies a row in. Rows come in ascending (Seq, Row).
+// Append adds a row. Rows come in ascending (Seq, Row). r.Vec is not copied: it
+// must not change before Encode or Reset.
 func (e *VectorEncoder) Append(r VectorRow) error {
 	if !e.h.Ragged && len(r.Vec) != e.rowBytes || e.h.Ragged && len(r.Vec)%e.rowBytes != 0 {
 		return fmt.Errorf("row %d:%d of %s has %d bytes; its dtype %s and shape %v make %d", r.Seq, r.Row, e.h.Hook,
@@ -51,13 +57,26 @@ func (e *VectorEncoder) Rows() int { return e.b.rows }
 // Bytes is the size of the held columns, about the size of the message.
 func (e *VectorEncoder) Bytes() int { return e.b.bytes() }
 
-// Encode makes one message of the held rows. The message is the caller's; the
-// header is that of the message. Call Reset before the next row.
-func (e *VectorEncoder) Encode(prev Cursor) ([]byte, Header, error) {
+// Encode makes one message of the held rows, which stay until Reset. The header
+// is that of the message; its spans are valid until Reset.
+func (e *VectorEncoder) Encode(prev Cursor) ([]byte, Header, error) { return e.EncodeTo(nil, prev) }
+
+// EncodeTo is Encode into dst[:0], which is replaced when it is too small.
+func (e *VectorEncoder) EncodeTo(dst []byte, prev Cursor) ([]byte, Header, error) {
 	h := e.h
 	h.Prev = prev
-	h.Spans = append([]Span(nil), e.h.Spans...)
-	msg, err := encodeMessage(&h, e.fields, e.b)
+	if err := checkRows(h.Kind, e.b.rows); err != nil {
+		return nil, h, err
+	}
+	e.spans = appendSpans(e.spans[:0], h.Spans)
+	if len(e.spans) > e.t.spansCap {
+		t, err := newTemplate(h, e.fields, 2*len(e.spans))
+		if err != nil {
+			return nil, h, err
+		}
+		e.t = t
+	}
+	msg, err := e.t.write(dst[:0], &h, e.spans, e.b)
 	return msg, h, err
 }
 
@@ -200,60 +219,25 @@ func encodeRows[R any](h Header, kind Kind, rows []R, put func(*batchBuilder, *R
 		b.endRow()
 		h.AddRow(seq, row)
 	}
-	return encodeMessage(&h, fields, b)
+	return message(&h, fields, b)
 }
 
-// encodeMessage writes schema and batch into one slice of the exact size.
-func encodeMessage(h *Header, fields []arrow.Field, b *batchBuilder) ([]byte, error) {
-	if b.rows == 0 || b.rows > MaxRows {
-		return nil, fmt.Errorf("a message of %s has %d rows; it must have 1 to %d", h.Kind, b.rows, MaxRows)
+// message writes h, which has its spans, and the rows of b into one slice.
+func message(h *Header, fields []arrow.Field, b *batchBuilder) ([]byte, error) {
+	if err := checkRows(h.Kind, b.rows); err != nil {
+		return nil, err
 	}
-	md, err := h.metadata()
+	spans := appendSpans(nil, h.Spans)
+	t, err := newTemplate(*h, fields, len(spans))
 	if err != nil {
 		return nil, err
 	}
-	schema := arrow.NewSchema(fields, &md)
-	head := ipc.GetSchemaPayload(schema, memory.DefaultAllocator)
-	defer head.Release()
-	batch := array.NewRecordBatch(schema, b.arrays(), int64(b.rows))
-	defer batch.Release()
-	body, err := ipc.GetRecordBatchPayload(batch)
-	if err != nil {
-		return nil, fmt.Errorf("encode a message of %s: %w", h.Kind, err)
-	}
-	defer body.Release()
-	var size counter
-	if err := writePayloads(&size, &head, &body); err != nil {
-		return nil, err
-	}
-	if int(size) > MaxMessageBytes {
-		return nil, fmt.Errorf("a message of %s with %d rows has %d bytes; at most %d: close batches earlier", h.Kind,
-			b.rows, int(size), MaxMessageBytes)
-	}
-	out := sliceWriter(make([]byte, 0, int(size)))
-	err = writePayloads(&out, &head, &body)
-	return out, err
+	return t.write(nil, h, spans, b)
 }
 
-var endOfStream = []byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0}
-
-type payloadWriter interface{ Write([]byte) (int, error) }
-
-func writePayloads(w payloadWriter, head, body *ipc.Payload) error {
-	if _, err := head.WritePayload(w); err != nil {
-		return err
+func checkRows(kind Kind, rows int) error {
+	if rows == 0 || rows > MaxRows {
+		return fmt.Errorf("a message of %s has %d rows; it must have 1 to %d", kind, rows, MaxRows)
 	}
-	if _, err := body.WritePayload(w); err != nil {
-		return err
-	}
-	_, err := w.Write(endOfStream)
-	return err
+	return nil
 }
-
-type counter int
-
-func (c *counter) Write(p []byte) (int, error) { *c += counter(len(p)); return len(p), nil }
-
-type sliceWriter []byte
-
-func (s *sliceWriter) Write(p []byte) (int, error) { *s = append(*s, p...); return len(p), nil }

@@ -5,8 +5,6 @@ import (
 	"math"
 	"strconv"
 	"strings"
-
-	"github.com/apache/arrow-go/v18/arrow"
 )
 
 // Keys of the Arrow schema metadata. SCHEMA.md documents each.
@@ -38,26 +36,23 @@ var metadataKeys = []string{keyVersion, keyKind, keyTenant, keyEngine, keyRank, 
 	keyShardCount, keyDType, keyShape, keyRagged, keyModel, keyRevision, keyWeightsDigest, keyQuantisation, keyEngineVersion,
 	keyPolicyVersion, keyPrev, keySpans}
 
-// metadata writes h as Arrow schema metadata, keys in the order of metadataKeys.
-func (h *Header) metadata() (arrow.Metadata, error) {
+// metadataValues are the values of h in the order of metadataKeys.
+func (h *Header) metadataValues() ([]string, error) {
 	values := []string{strconv.Itoa(Version), string(h.Kind), h.Tenant, h.Engine, strconv.Itoa(h.Rank),
 		fmt.Sprintf("%016x", h.Epoch), h.Hook, strconv.Itoa(h.Layer), strconv.Itoa(h.Shard), strconv.Itoa(h.ShardCount),
-		h.DType, formatShape(h.Shape), strconv.FormatBool(h.Ragged), h.Model, h.Revision, h.WeightsDigest, h.Quantisation, h.EngineVersion,
-		h.PolicyVersion, h.Prev.String(), string(appendSpans(nil, h.Spans))}
+		h.DType, formatShape(h.Shape), strconv.FormatBool(h.Ragged), h.Model, h.Revision, h.WeightsDigest,
+		h.Quantisation, h.EngineVersion, h.PolicyVersion, h.Prev.String(), string(appendSpans(nil, h.Spans))}
 	for i, v := range values[:len(values)-1] {
 		if len(v) > MaxStringBytes {
-			return arrow.Metadata{}, fmt.Errorf("metadata %s has %d bytes; at most %d", metadataKeys[i], len(v), MaxStringBytes)
+			return nil, fmt.Errorf("metadata %s has %d bytes; at most %d", metadataKeys[i], len(v), MaxStringBytes)
 		}
 	}
-	return arrow.NewMetadata(metadataKeys, values), nil
+	return values, nil
 }
 
 // headerOf reads the metadata of an untrusted message.
-func headerOf(md arrow.Metadata) (Header, error) {
-	if md.Len() > MaxMetadataKeys {
-		return Header{}, fmt.Errorf("message has %d metadata keys; at most %d", md.Len(), MaxMetadataKeys)
-	}
-	f := fields{md: md}
+func headerOf(pairs []pair) (Header, error) {
+	f := fields{pairs: pairs}
 	version := f.text(keyVersion)
 	major, _, _ := strings.Cut(version, ".")
 	if f.err == nil && major != strconv.Itoa(Version) {
@@ -86,8 +81,8 @@ func headerOf(md arrow.Metadata) (Header, error) {
 
 // fields reads metadata values and keeps the first error.
 type fields struct {
-	md  arrow.Metadata
-	err error
+	pairs []pair
+	err   error
 }
 
 func (f *fields) fail(key, value, want string) {
@@ -97,11 +92,15 @@ func (f *fields) fail(key, value, want string) {
 }
 
 func (f *fields) raw(key string) string {
-	v, ok := f.md.GetValue(key)
-	if !ok && f.err == nil {
+	for _, p := range f.pairs {
+		if p.key == key {
+			return p.value
+		}
+	}
+	if f.err == nil {
 		f.err = fmt.Errorf("metadata %s is missing: not a message of Sonde", key)
 	}
-	return v
+	return ""
 }
 
 func (f *fields) text(key string) string {

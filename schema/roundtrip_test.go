@@ -174,10 +174,12 @@ func roundTrip[R any](t *testing.T, encode func(Header, []R) ([]byte, error), at
 	}
 }
 
-func TestEveryFieldOfStatsSurvives(t *testing.T)      { roundTrip(t, EncodeStats, (*Batch).Stats) }
-func TestEveryFieldOfARequestSurvives(t *testing.T)   { roundTrip(t, EncodeRequests, (*Batch).RequestAt) }
-func TestEveryFieldOfAFactSurvives(t *testing.T)      { roundTrip(t, EncodeLedger, (*Batch).Ledger) }
-func TestEveryFieldOfADetectionSurvives(t *testing.T) { roundTrip(t, EncodeDetections, (*Batch).Detection) }
+func TestEveryFieldOfStatsSurvives(t *testing.T)    { roundTrip(t, EncodeStats, (*Batch).Stats) }
+func TestEveryFieldOfARequestSurvives(t *testing.T) { roundTrip(t, EncodeRequests, (*Batch).RequestAt) }
+func TestEveryFieldOfAFactSurvives(t *testing.T)    { roundTrip(t, EncodeLedger, (*Batch).Ledger) }
+func TestEveryFieldOfADetectionSurvives(t *testing.T) {
+	roundTrip(t, EncodeDetections, (*Batch).Detection)
+}
 
 func TestTheNextMajorVersionIsRefusedWithASentence(t *testing.T) {
 	msg, _ := encodeVectors(t, testHeader(), testVectors(3, 16))

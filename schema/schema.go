@@ -51,8 +51,11 @@ func (c Cursor) Less(d Cursor) bool {
 }
 
 // String is "seq:row".
-func (c Cursor) String() string {
-	return strconv.FormatUint(c.Seq, 10) + ":" + strconv.FormatUint(uint64(c.Row), 10)
+func (c Cursor) String() string { return string(c.append(nil)) }
+
+func (c Cursor) append(b []byte) []byte {
+	b = append(strconv.AppendUint(b, c.Seq, 10), ':')
+	return strconv.AppendUint(b, uint64(c.Row), 10)
 }
 
 // ParseCursor reads what String wrote.
