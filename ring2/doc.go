@@ -10,3 +10,5 @@
 // core_reader.go); mapping and sockets are thin edges (memory_linux.go,
 // handshake.go).
 package ring2
+
+//go:generate go run ./internal/abigen ring2_abi.h abi.go
