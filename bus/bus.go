@@ -1,0 +1,133 @@
+// Package bus moves messages between the parts of Sonde: it publishes with
+// acknowledgement, subscribes with positions, and carries commands with replies.
+// NATS is the implementation, with a server in the own process or elsewhere;
+// package bustest is one in memory. The package knows nothing of what the
+// messages hold.
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// The errors that callers tell apart with errors.Is.
+var (
+	// ErrRefused: this message can never be taken, whatever happens to the broker:
+	// it is too large, or its subject does not belong to the stream.
+	ErrRefused = errors.New("the bus can never take this message")
+	// ErrTrimmed: the wanted position was trimmed away. The error is a *TrimmedError.
+	ErrTrimmed = errors.New("the position was trimmed away")
+	// ErrIncarnation: the stream was made anew; positions of before mean nothing.
+	ErrIncarnation = errors.New("the stream is not the one that the positions belong to")
+	// ErrClosed: the Bus was closed.
+	ErrClosed = errors.New("the bus is closed")
+	// ErrNoReply: nobody answered a request.
+	ErrNoReply = errors.New("nobody answered the request")
+)
+
+// TrimmedError is the ErrTrimmed of a position.
+type TrimmedError struct {
+	Want  uint64 // the position that is gone
+	First uint64 // the first position that exists, or that the next message will get
+}
+
+func (e *TrimmedError) Error() string {
+	return fmt.Sprintf("position %d was trimmed away: the stream starts at %d; read on from there and report the gap", e.Want,
+		e.First)
+}
+
+func (e *TrimmedError) Unwrap() error { return ErrTrimmed }
+
+// MaxPayloadBytes bounds the data of one message: the file store takes no record
+// above 32 MiB, subject and headers included.
+const MaxPayloadBytes = 32<<20 - 64<<10
+
+// Subjects of the stream, as a filter. A message to any other subject is refused.
+const Subjects = "sonde.v1.>"
+
+// FromNew as a position means: only what comes from now on.
+const FromNew = ^uint64(0)
+
+// Message is what Publish takes. ID is for the broker's deduplication, which is
+// only an optimisation: readers get duplicates all the same.
+type Message struct {
+	Subject, ID string
+	Data        []byte
+}
+
+// Delivery is a message with its position. Data is owned by the receiver.
+type Delivery struct {
+	Seq     uint64
+	Subject string
+	Data    []byte
+	Stored  time.Time
+}
+
+// StreamInfo describes the stream. First is the position of the first message
+// that exists (or that the next will get, when there is none), Last that of the
+// last one ever stored; sizes are in bytes. Incarnation changes when the stream is
+// made anew.
+type StreamInfo struct {
+	Name        string
+	Incarnation string
+	First, Last uint64
+	Messages    uint64
+	Bytes       uint64
+	MaxBytes    uint64 // 0: no limit
+}
+
+// Bus is a stream of messages and a way to send commands. Its methods may be
+// called from any goroutine.
+type Bus interface {
+	// Publish hands a message over and returns; it blocks only while the window, a
+	// number of bytes, is full. When it returns nil, done is called exactly once,
+	// from any goroutine and perhaps before Publish returns: with the position of
+	// the message; with ErrRefused when it can never be taken; with the error of ctx
+	// when that ended first (the message may be stored all the same); or with
+	// ErrClosed. Until then it is tried for ever: a broker that restarts, a full
+	// stream and a lost acknowledgement are waited for. When Publish returns an
+	// error, which is that of ctx or ErrClosed, done is never called.
+	//
+	// Messages of one caller are stored in the order of the calls, also over
+	// retries; duplicates may appear. Data must not change until done is called, and
+	// done must not block.
+	Publish(ctx context.Context, m Message, done func(seq uint64, err error)) error
+	// Info asks the broker, and waits for it until ctx ends.
+	Info(ctx context.Context) (StreamInfo, error)
+	// Subscribe reads the stream in order, as o says. Errors of the position come
+	// from Next.
+	Subscribe(ctx context.Context, o SubscribeOptions) (Subscription, error)
+	// Trim forgets everything below a position. It waits for the broker until ctx
+	// ends.
+	Trim(ctx context.Context, below uint64) error
+	// Request sends a command and waits for the reply until ctx ends. ErrNoReply
+	// means that nobody serves the subject, or that the reply did not come in time;
+	// the command may have been carried out then.
+	Request(ctx context.Context, subject string, data []byte) ([]byte, error)
+	// Serve answers requests, one at a time per subject, until stop is called. It
+	// outlives reconnects. stop waits for a running handle.
+	Serve(subject string, handle func(data []byte) []byte) (stop func(), err error)
+	// Connected reports whether the broker can be reached now.
+	Connected() bool
+	// Close gives up what is not acknowledged, with ErrClosed.
+	Close() error
+}
+
+// SubscribeOptions say what a subscription reads.
+type SubscribeOptions struct {
+	Filters     []string // NATS wildcards; a message must match one; empty: all
+	From        uint64   // first position wanted; 0: the first there is; FromNew: only what comes
+	Incarnation string   // that From belongs to; "": any
+}
+
+// Subscription is a reader of the stream. It survives restarts of the broker by
+// itself. It is used by one goroutine, but for Close.
+type Subscription interface {
+	// Next waits for the next message. Its errors are a *TrimmedError, ErrIncarnation,
+	// ErrClosed, or that of ctx; but for the last, the subscription is of no use
+	// afterwards.
+	Next(ctx context.Context) (Delivery, error)
+	Close()
+}

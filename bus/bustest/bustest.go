@@ -1,0 +1,292 @@
+// Package bustest is a bus in memory for tests, whose broker fails, delays,
+// duplicates, refuses, forgets and is made anew on command.
+package bustest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"sonde/bus"
+)
+
+// Fate is what the broker does with one attempt to publish a message.
+type Fate int
+
+// The fates.
+const (
+	Take      Fate = iota // stored and acknowledged
+	Fail                  // not stored; the client tries again
+	Duplicate             // stored twice, acknowledged once
+	LoseAcks              // this message and all that wait behind it are stored, no acknowledgement arrives, and the client publishes them all again
+	Refuse                // ErrRefused
+)
+
+// Bus is a bus.Bus. The zero value is not usable.
+type Bus struct {
+	mu          sync.Mutex
+	changed     chan struct{} // closed and made anew whenever something changes
+	hook        func(m bus.Message, attempt int) Fate
+	delay       time.Duration
+	stopped     bool
+	closed      bool
+	window      int
+	maxBytes    uint64
+	incarnation int
+	first       uint64 // position of messages[0]
+	bytes       uint64
+	messages    []bus.Delivery
+	pending     []*pending
+	pendingSize int
+	servers     map[string]func([]byte) []byte
+	worker      sync.WaitGroup
+}
+
+// pending is a message that is not acknowledged.
+type pending struct {
+	ctx      context.Context
+	m        bus.Message
+	attempts int
+	done     func(uint64, error)
+	stopWait func() bool
+}
+
+// New is a bus whose broker runs and takes everything at once.
+func New() *Bus {
+	b := &Bus{changed: make(chan struct{}), window: 64 << 20, first: 1, incarnation: 1,
+		servers: map[string]func([]byte) []byte{}}
+	b.worker.Go(b.work)
+	return b
+}
+
+// OnPublish sets what decides the fate of each attempt, counted from 1 for each
+// message. It must not call the bus. nil takes everything.
+func (b *Bus) OnPublish(f func(m bus.Message, attempt int) Fate) { b.set(func() { b.hook = f }) }
+
+// SetDelay makes the broker wait before each acknowledgement.
+func (b *Bus) SetDelay(d time.Duration) { b.set(func() { b.delay = d }) }
+
+// SetWindow bounds the bytes that are published and not acknowledged.
+func (b *Bus) SetWindow(n int) { b.set(func() { b.window = n }) }
+
+// SetMaxBytes bounds the stream. A full stream takes nothing until Trim. 0: no bound.
+func (b *Bus) SetMaxBytes(n uint64) { b.set(func() { b.maxBytes = n }) }
+
+// Stop takes the broker away: nothing is taken, delivered or answered.
+func (b *Bus) Stop() { b.set(func() { b.stopped = true }) }
+
+// Start brings the broker back with what it held.
+func (b *Bus) Start() { b.set(func() { b.stopped = false }) }
+
+// Recreate makes the stream anew: it is empty, and positions start over.
+func (b *Bus) Recreate() {
+	b.set(func() { b.incarnation, b.first, b.bytes, b.messages = b.incarnation+1, 1, 0, nil })
+}
+
+// Messages is what the stream holds. Their data must not be changed.
+func (b *Bus) Messages() []bus.Delivery {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.messages)
+}
+
+func (b *Bus) set(change func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	change()
+	b.wake()
+}
+
+// wake tells everybody who waits that something changed. Callers hold the lock.
+func (b *Bus) wake() {
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// Publish implements bus.Bus.
+func (b *Bus) Publish(ctx context.Context, m bus.Message, done func(uint64, error)) error {
+	err := b.wait(ctx, func() (bool, error) {
+		if b.pendingSize > 0 && b.pendingSize+len(m.Data) > b.window {
+			return false, nil
+		}
+		p := &pending{ctx: ctx, m: m, done: done}
+		b.pending = append(b.pending, p)
+		b.pendingSize += len(m.Data)
+		p.stopWait = context.AfterFunc(ctx, func() { b.set(func() {}) })
+		b.wake()
+		return true, nil
+	})
+	return err
+}
+
+// wait calls try under the lock until it is done, the bus is closed or ctx ends.
+func (b *Bus) wait(ctx context.Context, try func() (bool, error)) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		b.mu.Lock()
+		changed, closed := b.changed, b.closed
+		var done bool
+		var err error
+		if !closed {
+			done, err = try()
+		}
+		b.mu.Unlock()
+		switch {
+		case closed:
+			return bus.ErrClosed
+		case done || err != nil:
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		}
+	}
+}
+
+// answer is a call of done that is due.
+type answer struct {
+	p   *pending
+	seq uint64
+	err error
+}
+
+// work takes messages in the order of the calls until the bus is closed.
+func (b *Bus) work() {
+	for {
+		b.mu.Lock()
+		changed, closed, delay := b.changed, b.closed, b.delay
+		answers, busy := b.step()
+		b.mu.Unlock()
+		for _, a := range answers {
+			a.p.stopWait()
+			if delay > 0 {
+				time.Sleep(delay)
+			}
+			a.p.done(a.seq, a.err)
+		}
+		if closed {
+			return
+		}
+		if !busy && len(answers) == 0 {
+			<-changed
+		}
+	}
+}
+
+// step answers what ended and tries the first message once. busy asks to be
+// called again at once.
+func (b *Bus) step() (answers []answer, busy bool) {
+	b.pending = slices.DeleteFunc(b.pending, func(p *pending) bool {
+		err := p.ctx.Err()
+		if b.closed {
+			err = bus.ErrClosed
+		}
+		if err != nil {
+			b.leave(p)
+			answers = append(answers, answer{p, 0, err})
+		}
+		return err != nil
+	})
+	if len(b.pending) == 0 || b.stopped || len(answers) > 0 {
+		return answers, false
+	}
+	p := b.pending[0]
+	if !bus.Match(bus.Subjects, p.m.Subject) || len(p.m.Data) > bus.MaxPayloadBytes {
+		return []answer{b.settle(p, 0, fmt.Errorf("publish to %q: %w", p.m.Subject, bus.ErrRefused))}, true
+	}
+	if b.maxBytes > 0 && b.bytes+uint64(len(p.m.Data)) > b.maxBytes {
+		return nil, false
+	}
+	p.attempts++
+	fate := Take
+	if b.hook != nil {
+		fate = b.hook(p.m, p.attempts)
+	}
+	switch fate {
+	case Fail:
+		return nil, true
+	case LoseAcks:
+		for _, p := range b.pending {
+			b.store(p.m)
+		}
+		return nil, true
+	case Refuse:
+		return []answer{b.settle(p, 0, fmt.Errorf("publish to %q: %w", p.m.Subject, bus.ErrRefused))}, true
+	case Duplicate:
+		b.store(p.m)
+	}
+	return []answer{b.settle(p, b.store(p.m), nil)}, true
+}
+
+// settle takes the first message out of the window.
+func (b *Bus) settle(p *pending, seq uint64, err error) answer {
+	b.pending = slices.Delete(b.pending, 0, 1)
+	b.leave(p)
+	return answer{p, seq, err}
+}
+
+func (b *Bus) leave(p *pending) {
+	b.pendingSize -= len(p.m.Data)
+	b.wake()
+}
+
+func (b *Bus) store(m bus.Message) uint64 {
+	seq := b.first + uint64(len(b.messages))
+	b.messages = append(b.messages, bus.Delivery{Seq: seq, Subject: m.Subject, Data: bytes.Clone(m.Data),
+		Stored: time.Now()})
+	b.bytes += uint64(len(m.Data))
+	b.wake()
+	return seq
+}
+
+// Info implements bus.Bus.
+func (b *Bus) Info(ctx context.Context) (info bus.StreamInfo, err error) {
+	err = b.wait(ctx, func() (bool, error) {
+		info = bus.StreamInfo{Name: "TEST", Incarnation: b.name(), First: b.first, Last: b.end() - 1,
+			Messages: uint64(len(b.messages)), Bytes: b.bytes, MaxBytes: b.maxBytes}
+		return !b.stopped, nil
+	})
+	return info, err
+}
+
+func (b *Bus) name() string { return fmt.Sprintf("incarnation-%d", b.incarnation) }
+
+// end is the position that the next message gets.
+func (b *Bus) end() uint64 { return b.first + uint64(len(b.messages)) }
+
+// Trim implements bus.Bus.
+func (b *Bus) Trim(ctx context.Context, below uint64) error {
+	return b.wait(ctx, func() (bool, error) {
+		if b.stopped {
+			return false, nil
+		}
+		n := int(min(max(below, b.first), b.end()) - b.first)
+		for _, m := range b.messages[:n] {
+			b.bytes -= uint64(len(m.Data))
+		}
+		b.messages = slices.Clone(b.messages[n:])
+		b.first += uint64(n)
+		b.wake()
+		return true, nil
+	})
+}
+
+// Connected implements bus.Bus.
+func (b *Bus) Connected() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.stopped && !b.closed
+}
+
+// Close implements bus.Bus.
+func (b *Bus) Close() error {
+	b.set(func() { b.closed = true })
+	b.worker.Wait()
+	return nil
+}
