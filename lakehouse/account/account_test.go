@@ -65,8 +65,8 @@ func (l *ledger) want(want Account) *Account {
 		want.Dropped = map[string]uint64{}
 	}
 	w := &want
-	should := fmt.Sprint(w.Expected, w.Stored, w.DeadLettered, w.Aborted, w.Dropped, w.Lost, w.InFlight, w.Filtered, w.Early,
-		w.Duplicated, w.Unasked, w.Unexplained)
+	should := fmt.Sprint(w.Expected, w.Stored, w.DeadLettered, w.Aborted, w.Dropped, w.Lost, w.InFlight, w.Filtered,
+		w.Early, w.Duplicated, w.Unasked, w.Unexplained)
 	if got != should {
 		l.Errorf("the account is\n%s, want\n%s\n(expected stored dead aborted dropped lost in-flight filtered early "+
 			"duplicated unasked unexplained)\n%v", got, should, a)
@@ -198,7 +198,7 @@ func TestOverlappingFactsCountARowOnce(t *testing.T) {
 func TestMergedHullsCountTheirExactRows(t *testing.T) {
 	l := newLedger(t)
 	l.must(schema.LedgerRow{Seq: 20, Fact: schema.FactMissing, Number: 5, Position: 3, Count: 900, Stride: 1, Layout: 7,
-		 Entries: "0-2", Rows: 100, FilteredRows: 4, Reason: "no_slot", Detail: `{"merged":true}`})
+		Entries: "0-2", Rows: 100, FilteredRows: 4, Reason: "no_slot", Detail: `{"merged":true}`})
 	l.must(schema.LedgerRow{Seq: 20, Row: 1, Fact: schema.FactMissing, Layout: 99, Entries: "0", Rows: 5,
 		Reason: "no_slot"})
 	l.mustOf("", schema.LedgerRow{Seq: 99, Fact: schema.FactMissing, Rows: 11, Reason: "unnamed", Layer: -1})
@@ -334,7 +334,8 @@ func TestEntrySetsAreReadStrictly(t *testing.T) {
 
 func TestTheTableShowsEveryClass(t *testing.T) {
 	a := &Account{Expected: 100, Stored: 50, DeadLettered: 4, Aborted: 5,
-		Dropped: map[string]uint64{"no_slot": 30, "budget": 6}, Lost: 3, InFlight: 2, Filtered: 12, OpenEpochs: []uint64{1}, Epochs: 2}
+		Dropped: map[string]uint64{"no_slot": 30, "budget": 6}, Lost: 3, InFlight: 2, Filtered: 12,
+		OpenEpochs: []uint64{1}, Epochs: 2}
 	text := a.String()
 	for _, want := range []string{"captured", "50.00 %", "+ dropped (budget)", "+ dropped (no_slot)", "+ aborted",
 		"+ lost", "+ dead-lettered", "+ in flight", "12 filtered", "2 epochs, 1 of them open"} {
