@@ -4,16 +4,11 @@
 // asks for a newer one. The write side is package consumers/materializer.
 package lakehouse
 
+import "sonde/lakehouse/table"
+
 // Query chooses rows. Zero fields match everything; a field that a table does not
 // have matches each of its rows.
-type Query struct {
-	Request                string // external request id
-	Sample, Position, Pass *int
-	Hook                   string
-	Layer                  *int // -1: hooks without a layer
-	Tenant                 string
-	Epoch                  *uint64
-}
+type Query = table.Query
 
 // TensorQuery asks for the rows of one sample of one request at one hook.
 type TensorQuery struct {
