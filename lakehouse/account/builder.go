@@ -3,6 +3,7 @@ package account
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"sonde/schema"
 )
@@ -114,7 +115,7 @@ type chain struct {
 	end          uint64 // one past the last wanted row
 }
 
-// Fact takes one fact. A fact that contradicts itself, or names more than a
+// Fact takes one fact; its texts may change after the call. A fact that contradicts itself, or names more than a
 // builder can hold, is an error, and is not counted.
 func (b *Builder) Fact(f Fact) error {
 	if b.facts >= maxFacts {
@@ -158,8 +159,8 @@ func (b *Builder) take(e *epoch, f *Fact) error {
 	if err != nil {
 		return err
 	}
-	if f.Request != "" {
-		e.requests[f.Number] = sequence{f.Request, f.Sample}
+	if _, known := e.requests[f.Number]; !known && f.Request != "" {
+		e.requests[f.Number] = sequence{strings.Clone(f.Request), f.Sample}
 	}
 	*into = append(*into, r)
 	return nil
@@ -220,7 +221,7 @@ func (b *Builder) record(f *Fact) (record, error) {
 	return r, nil
 }
 
-// Stored takes the identity of one stored row.
+// Stored takes the identity of one stored row; its hook may change after the call.
 func (b *Builder) Stored(r Row) {
 	c := b.chainOf(r)
 	if c == nil {
@@ -250,7 +251,8 @@ func (b *Builder) chainOf(r Row) *chain {
 		return nil
 	}
 	known := len(e.chains)
-	b.of, b.lastKey, b.last = e, key, e.chain(key)
+	b.of, b.last = e, e.chain(key)
+	b.lastKey = b.last.key
 	b.chains += len(e.chains) - known
 	return b.last
 }
@@ -258,6 +260,7 @@ func (b *Builder) chainOf(r Row) *chain {
 func (e *epoch) chain(key chainKey) *chain {
 	c := e.chains[key]
 	if c == nil {
+		key.hook = strings.Clone(key.hook)
 		c = &chain{key: key}
 		e.chains[key] = c
 	}
@@ -293,6 +296,7 @@ func (b *Builder) intern(s string) uint32 {
 		return n
 	}
 	n := uint32(len(b.names))
+	s = strings.Clone(s) // a fact is valid only until its reader's callback returns
 	b.texts[s] = n
 	b.names = append(b.names, s)
 	return n

@@ -20,7 +20,7 @@ type Pipeline struct {
 	Dir, Lake, State, Witness, Config string
 	Engine, Agent, Materializer, Bus  *Process
 
-	engineAddress string
+	engineAddress, agentAddress, agentConfig string
 }
 
 // Options of a pipeline.
@@ -47,7 +47,7 @@ policy:
   lake: %[1]s/lake
   commit_interval_ms: %[5]d
   dead_letter_dir: %[1]s/dead-letter/materializer
-http: {listen: ""}
+http: {listen: "%[6]s"}
 `
 
 // NewPipeline writes the configuration and describes the processes; it starts
@@ -60,27 +60,34 @@ func NewPipeline(o Options) (*Pipeline, error) {
 			return nil, fmt.Errorf("make the folder of the trial: %w", err)
 		}
 	}
-	busAddress, err := freeAddress()
-	if err != nil {
-		return nil, err
+	var addresses [3]string
+	for i := range addresses {
+		address, err := freeAddress()
+		if err != nil {
+			return nil, err
+		}
+		addresses[i] = address
 	}
-	if p.engineAddress, err = freeAddress(); err != nil {
-		return nil, err
-	}
+	p.engineAddress, p.agentAddress = addresses[0], addresses[1]
 	rules := o.Rules
 	if rules == "" {
 		rules = everyRow
 	}
 	// A unix socket's path is at most 107 bytes long, which a deep folder breaks.
 	socket := filepath.Join(os.TempDir(), fmt.Sprintf("sonde-trial-%d.sock", os.Getpid()))
-	text := fmt.Sprintf(configTemplate, o.Dir, busAddress, socket, rules, max(o.CommitMS, 10))
-	if err := os.WriteFile(p.Config, []byte(text), 0o644); err != nil {
-		return nil, fmt.Errorf("write the configuration of the trial: %w", err)
+	// Only the agent serves metrics: the roles share one machine, and so its ports.
+	p.agentConfig = filepath.Join(o.Dir, "agent.yaml")
+	for file, http := range map[string]string{p.Config: "", p.agentConfig: p.agentAddress} {
+		text := fmt.Sprintf(configTemplate, o.Dir, addresses[2], socket, rules, max(o.CommitMS, 10), http)
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			return nil, fmt.Errorf("write the configuration of the trial: %w", err)
+		}
 	}
-	role := func(name string) *Process {
-		return NewProcess(name, o.Dir, o.Binary, "run", "--config", p.Config, "--role", name)
+	role := func(name, config string) *Process {
+		return NewProcess(name, o.Dir, o.Binary, "run", "--config", config, "--role", name)
 	}
-	p.Bus, p.Agent, p.Materializer = role("bus"), role("agent"), role("materializer")
+	p.Bus, p.Agent = role("bus", p.Config), role("agent", p.agentConfig)
+	p.Materializer = role("materializer", p.Config)
 	args := append([]string{"engine", "--model", "arithmetic", "--listen", p.engineAddress, "--ring-socket", socket,
 		"--state-dir", p.State, "--witness", p.Witness}, o.EngineArgs...)
 	p.Engine = NewProcess("engine", o.Dir, o.Binary, args...)
@@ -136,13 +143,24 @@ func (p *Pipeline) KillAll() {
 	}
 }
 
-var metricLine = regexp.MustCompile(`^([a-z_]+)(\{[^}]*\})? ([0-9.eE+-]+)$`)
+var metricLine = regexp.MustCompile(`^([a-z0-9_]+)(\{[^}]*\})? ([0-9.eE+-]+)$`)
 
-// EngineMetrics reads the engine's metrics; series of one name are added up.
+// EngineMetrics reads the engine's metrics, as metrics does.
 func (p *Pipeline) EngineMetrics() (map[string]float64, error) {
-	resp, err := http.Get(p.EngineURL() + "/metrics")
+	return metrics(p.EngineURL() + "/metrics")
+}
+
+// AgentMetrics reads the agent's metrics, as metrics does.
+func (p *Pipeline) AgentMetrics() (map[string]float64, error) {
+	return metrics("http://" + p.agentAddress + "/metrics")
+}
+
+// metrics reads each series by its name with its labels as written, like
+// name{outcome="stopped"}, and the sum of all series of a name by the name alone.
+func metrics(url string) (map[string]float64, error) {
+	resp, err := http.Get(url)
 	if err != nil {
-		return nil, fmt.Errorf("read the engine's metrics: %w", err)
+		return nil, fmt.Errorf("read metrics: %w", err)
 	}
 	defer resp.Body.Close()
 	out := map[string]float64{}
@@ -154,6 +172,9 @@ func (p *Pipeline) EngineMetrics() (map[string]float64, error) {
 		}
 		if v, err := strconv.ParseFloat(m[3], 64); err == nil {
 			out[m[1]] += v
+			if m[2] != "" {
+				out[m[1]+m[2]] = v
+			}
 		}
 	}
 	return out, scan.Err()
