@@ -69,7 +69,8 @@ func TestRowRecomputesWhatForwardShowed(t *testing.T) {
 	m := newModel(t, 64)
 	ranges := []model.Range{
 		{Request: "a", Sample: 0, Pass: 0, Position: 0, Tokens: []int32{5, 6, 7, 8, 9}, Blocks: []int32{3, 1}},
-		{Request: "b", Sample: 2, Pass: 1, Position: 0, Tokens: []int32{1}, Blocks: []int32{7}, Logits: make([]float32, Vocab)},
+		{Request: "b", Sample: 2, Pass: 1, Position: 0, Tokens: []int32{1}, Blocks: []int32{7},
+			Logits: make([]float32, Vocab)},
 		{Request: "a", Sample: 1, Pass: 4, Position: 0, Tokens: []int32{5, 6}, Blocks: []int32{9},
 			Logits: make([]float32, Vocab)},
 	}
@@ -186,7 +187,8 @@ func TestLogitsDependOnTokensAlone(t *testing.T) {
 		logits := make([]float32, Vocab)
 		for done := 0; done < len(tokens); {
 			n := 1 + random.IntN(len(tokens)-done)
-			r := model.Range{Request: "r", Sample: trial, Pass: trial % 3, Position: done, Tokens: tokens[done : done+n], Blocks: blocks}
+			r := model.Range{Request: "r", Sample: trial, Pass: trial % 3, Position: done, Tokens: tokens[done : done+n],
+				Blocks: blocks}
 			if done += n; done == len(tokens) {
 				r.Logits = logits
 			}
