@@ -1,6 +1,7 @@
 package ring2
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 )
@@ -17,11 +18,16 @@ const maxLayouts = 4096
 type aliveRecord struct {
 	kind       Kind
 	payload    []byte
+	number     uint64 // of a request
+	ordinal    uint64 // in the journal
 	seq        uint64
 	published  bool
-	endSeq     uint64
-	ended      bool // by the record at endSeq
-	endPending bool // EndRequest was called
+	endSeq     uint64 // of the record that ends it, once that is in the ring
+	endPending bool   // EndRequest was called
+}
+
+func (r *aliveRecord) publish(seq, ordinal uint64) {
+	r.seq, r.ordinal, r.published = seq, ordinal, true
 }
 
 // aliveTable knows what a snapshot must say. A record is dropped from it when
@@ -31,11 +37,29 @@ type aliveTable struct {
 	layouts  []*aliveRecord
 	requests map[uint64]*aliveRecord
 	ended    []*aliveRecord // in the order of endSeq
+	bytes    int            // payloads of all of the above
+}
+
+// hold counts a record that begins to live. What a snapshot may hold bounds it.
+func (t *aliveTable) hold(r *aliveRecord) error {
+	if t.bytes+len(r.payload) > maxSnapshotBytes {
+		return fmt.Errorf("%d bytes of models, layouts and requests are alive already; at most %d", t.bytes,
+			maxSnapshotBytes)
+	}
+	t.bytes += len(r.payload)
+	return nil
+}
+
+func (t *aliveTable) drop(r *aliveRecord) { t.bytes -= len(r.payload) }
+
+func (t *aliveTable) endRequest(r *aliveRecord, seq uint64) {
+	delete(t.requests, r.number)
+	t.end(r, seq)
 }
 
 // end notes the record that ends r. prune forgets r once it is released.
 func (t *aliveTable) end(r *aliveRecord, seq uint64) {
-	r.endSeq, r.ended = seq, true
+	r.endSeq = seq
 	t.ended = append(t.ended, r)
 }
 
@@ -43,6 +67,9 @@ func (t *aliveTable) prune(release, claim uint64) {
 	n := 0
 	for n < len(t.ended) && released(t.ended[n].endSeq, release, claim) {
 		n++
+	}
+	for _, r := range t.ended[:n] {
+		t.drop(r)
 	}
 	if n > 0 {
 		t.ended = slices.Delete(t.ended, 0, n)
@@ -56,9 +83,15 @@ func released(seq, release, claim uint64) bool { return claim-seq > claim-releas
 // snapshot lists, in the order of the ring, what a reader that starts at release
 // cannot see in the ring.
 func (t *aliveTable) snapshot(release, claim uint64) []*aliveRecord {
+	return t.all(func(r *aliveRecord) bool { return r.published && released(r.seq, release, claim) }, claim)
+}
+
+// all lists, in the order of the ring, the records that still mean something and
+// that want wants.
+func (t *aliveTable) all(want func(*aliveRecord) bool, claim uint64) []*aliveRecord {
 	var out []*aliveRecord
 	add := func(r *aliveRecord) {
-		if r != nil && r.published && released(r.seq, release, claim) {
+		if r != nil && want(r) {
 			out = append(out, r)
 		}
 	}
@@ -67,19 +100,12 @@ func (t *aliveTable) snapshot(release, claim uint64) []*aliveRecord {
 		add(r)
 	}
 	for _, r := range t.requests {
-		if !r.ended {
-			add(r)
-		}
+		add(r)
 	}
 	for _, r := range t.ended {
 		add(r)
 	}
-	slices.SortFunc(out, func(a, b *aliveRecord) int {
-		if claim-a.seq > claim-b.seq {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(out, func(a, b *aliveRecord) int { return cmp.Compare(claim-b.seq, claim-a.seq) })
 	return out
 }
 
@@ -90,7 +116,10 @@ func (t *aliveTable) open(number uint64, payload []byte) (*aliveRecord, error) {
 	if len(t.requests) >= maxOpenRequests {
 		return nil, fmt.Errorf("open request %d: %d are open already", number, maxOpenRequests)
 	}
-	r := &aliveRecord{kind: KindRequestOpen, payload: payload}
+	r := &aliveRecord{kind: KindRequestOpen, payload: payload, number: number}
+	if err := t.hold(r); err != nil {
+		return nil, fmt.Errorf("open request %d: %w", number, err)
+	}
 	t.requests[number] = r
 	return r, nil
 }

@@ -1,6 +1,9 @@
 package ring2
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Bounds of control records that wait for room in the ring. At a bound, the
 // record is refused with an error, counted, and kept in the journal only.
@@ -16,6 +19,7 @@ type queued struct {
 	step    uint64
 	payload []byte
 	alive   *aliveRecord // what opens or ends with it, else nil
+	ordinal uint64       // in the journal
 }
 
 // controlQueue keeps what did not even fit into the reserve. It is flushed in an
@@ -51,7 +55,7 @@ func (q *controlQueue) push(r queued) error {
 
 // flush moves as much as fits into the ring through put, and says whether
 // nothing is left.
-func (q *controlQueue) flush(put func(queued) bool) bool {
+func (q *controlQueue) flush(put func(*queued) bool) bool {
 	if q.empty() {
 		return true
 	}
@@ -61,18 +65,19 @@ func (q *controlQueue) flush(put func(queued) bool) bool {
 	for len(q.missing.ranges) > 0 {
 		n := min(missingPerRecord, len(q.missing.ranges))
 		payload := AppendMissing(nil, Missing{Ranges: q.missing.ranges[:n]})
-		if !put(queued{kind: KindMissing, payload: payload}) {
+		if !put(&queued{kind: KindMissing, payload: payload}) {
 			return false
 		}
-		q.missing.ranges = append(q.missing.ranges[:0], q.missing.ranges[n:]...)
+		q.missing.forget(n)
 	}
 	return q.flushList(&q.ends, put)
 }
 
-func (q *controlQueue) flushList(list *[]queued, put func(queued) bool) bool {
-	for i, r := range *list {
+func (q *controlQueue) flushList(list *[]queued, put func(*queued) bool) bool {
+	for i := range *list {
+		r := &(*list)[i]
 		if !put(r) {
-			*list = append((*list)[:0], (*list)[i:]...)
+			*list = slices.Delete(*list, 0, i)
 			return false
 		}
 		q.bytes -= len(r.payload)

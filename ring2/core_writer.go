@@ -2,6 +2,7 @@ package ring2
 
 import (
 	"hash/crc32"
+	"math"
 	"sync/atomic"
 )
 
@@ -80,15 +81,14 @@ func (c *writerCore) refresh() {
 	// Pairs with the release store in readerCore.setRelease: the reader is done
 	// with everything below.
 	r := atomic.LoadUint64(&c.consumer.ReleaseSeq)
-	if r != c.release {
-		if r-c.release > c.claim-c.release || r != c.claim && c.slots[r&c.mask].kind == KindCapture {
-			if r != c.refused {
-				c.refused = r
-				c.counters.refusedReleases++
-			}
-		} else {
-			c.release, c.refused = r, r
-		}
+	switch {
+	case r == c.release || r == c.refused:
+		// A word that was refused stays refused: the claim may pass it later.
+	case r-c.release > c.claim-c.release || r != c.claim && c.slots[r&c.mask].kind == KindCapture:
+		c.refused = r
+		c.counters.refusedReleases++
+	default:
+		c.release, c.refused = r, r
 	}
 	c.reclaim()
 }
@@ -151,7 +151,9 @@ type cursor struct{ claim, head uint64 }
 
 // maxRecordBytes is the largest record that always fits into an empty ring,
 // whatever its start.
-func (c *writerCore) maxRecordBytes() uint64 { return (uint64(len(c.data)) - c.reserveBytes) / 2 }
+func (c *writerCore) maxRecordBytes() uint64 {
+	return min((uint64(len(c.data))-c.reserveBytes)/2, math.MaxUint32&^(abiPayloadAlign-1))
+}
 
 // place finds room for a record of n bytes at the cursor. Only control records
 // may use the reserve.
@@ -222,6 +224,20 @@ func publish(d *abiDesc, flags uint16, seq uint64) {
 	// Pairs with the acquire load of commit in readerCore.poll: whoever sees
 	// seq+1 sees descriptor and payload.
 	atomic.StoreUint64(&d.Commit, seq+1)
+}
+
+// fitsControl says whether putControl would succeed.
+func (c *writerCore) fitsControl(n int) bool {
+	_, why := c.place(cursor{c.claim, c.head}, uint64(n), true)
+	return why == ReasonNone
+}
+
+// resetReader takes back what a dead reader left in its zone.
+func (c *writerCore) resetReader() {
+	c.refresh()
+	c.refused = c.release
+	atomic.StoreUint64(&c.consumer.ReleaseSeq, c.release)
+	atomic.SwapUint32(&c.consumer.NeedWakeup, 0)
 }
 
 // putControl writes a whole control record. It fails when not even the reserve

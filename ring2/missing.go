@@ -1,5 +1,7 @@
 package ring2
 
+import "slices"
+
 // maxMissing bounds the ranges that wait to be named. Beyond it, ranges of one
 // request, layout, pass and reason are merged into their hull, and what cannot
 // be merged is only counted.
@@ -8,29 +10,48 @@ const maxMissing = 4096
 // missingSet collects the rows of steps whose STEP record did not fit.
 type missingSet struct {
 	ranges  []MissingRange
-	unnamed uint64 // rows
+	last    map[missingKey]int // index of the last range of each kind
+	unnamed uint64             // rows
 }
+
+// missingKey is what ranges must share to be merged.
+type missingKey struct {
+	number       uint64
+	layout, pass uint32
+	reason       Reason
+}
+
+func (r *MissingRange) key() missingKey { return missingKey{r.Number, r.Layout, r.Pass, r.Reason} }
 
 // add names the rows of one layout of one range.
 func (m *missingSet) add(r *StepRange, p *plan, sel uint64, step uint64, why Reason) {
 	n := MissingRange{Number: r.Number, Position: r.Position, Count: r.Count, Pass: r.Pass, Layout: p.layout.ID,
 		Reason: why, Rows: sel, FirstStep: step, LastStep: step}
-	for i := len(m.ranges) - 1; i >= 0; i-- {
+	if i, ok := m.last[n.key()]; ok {
 		o := &m.ranges[i]
-		if o.Number != n.Number || o.Layout != n.Layout || o.Pass != n.Pass || o.Reason != n.Reason {
-			continue
-		}
 		if o.Position+o.Count == n.Position || len(m.ranges) == maxMissing {
 			o.merge(&n)
 			return
 		}
-		break
 	}
 	if len(m.ranges) == maxMissing {
 		m.unnamed += n.Rows
 		return
 	}
+	if m.last == nil {
+		m.last = map[missingKey]int{}
+	}
+	m.last[n.key()] = len(m.ranges)
 	m.ranges = append(m.ranges, n)
+}
+
+// forget drops the first n ranges, which were named.
+func (m *missingSet) forget(n int) {
+	m.ranges = slices.Delete(m.ranges, 0, n)
+	clear(m.last)
+	for i := range m.ranges {
+		m.last[m.ranges[i].key()] = i
+	}
 }
 
 // merge extends a range to the hull of both.

@@ -15,8 +15,7 @@ const (
 // does. Commit or Abort may come from any goroutine, in any order among
 // pendings, exactly once, and only after the copy has stopped writing.
 type Pending struct {
-	aborted    *atomic.Uint64 // rows, counted from any goroutine
-	wake       func()
+	writer     *Writer
 	desc       *abiDesc
 	seq, pos   uint64
 	claimNS    uint64
@@ -45,17 +44,24 @@ func (p *Pending) close(flags uint16) {
 		switch s := p.state.Load(); s {
 		case pendingStuck:
 			p.state.Store(pendingReturned)
+			p.leave()
 			return
 		case pendingDone, pendingReturned:
 			panic("BUG: a detached capture was committed or aborted twice")
 		}
 	}
 	if flags&FlagAborted != 0 {
-		p.aborted.Add(p.ledgerRows)
+		p.writer.abortedLater.Add(p.ledgerRows)
 	}
 	publish(p.desc, flags, p.seq)
 	p.state.Store(pendingDone)
-	p.wake()
+	p.writer.wakeReader()
+	p.leave()
+}
+
+func (p *Pending) leave() {
+	p.writer.detached.Add(-1)
+	p.writer.memory.leave()
 }
 
 // writing says whether the copy may still write into its span.

@@ -8,7 +8,9 @@ const (
 	stepRangeBytes  = 32
 )
 
-func stepBytes(layouts, ranges int) int { return 8 + 2 + layouts*stepLayoutBytes + 4 + ranges*stepRangeBytes }
+func stepBytes(layouts, ranges int) int {
+	return 8 + 2 + layouts*stepLayoutBytes + 4 + ranges*stepRangeBytes
+}
 
 const rangeSampled = 1
 

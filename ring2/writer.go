@@ -92,7 +92,8 @@ type WriterStats struct {
 	QuarantinedBytes uint64 // spans of stuck copies now
 	JournalBytes     uint64
 	JournalUnnamed   uint64 // records that the full journal did not take
-	ObituariesSent   uint64
+	ObituariesSent   uint64 // records of dead epochs put into the ring
+	ObituariesUntold uint64 // of them, those that are too large for this ring, and journals beyond the bound
 	Attached         bool
 	Attaches         uint64
 }
@@ -109,16 +110,20 @@ type Writer struct {
 	core     *writerCore
 	queue    controlQueue
 	alive    aliveTable
-	journal  *journal       // nil without a state folder
-	obituary *obituaryQueue // nil without a state folder
+	journal  *journal   // nil without a state folder
+	dead     *deadQueue // of the background goroutine; nil without a state folder
+	told     uint64     // obituaries put into the ring
+	untold   uint64     // obituaries too large for this ring
 	layouts  map[uint32]*Layout
 	nextStep uint64
 	step     StepCapture
 	scratch  []byte // the record being encoded
 	stall    stallRule
-	closed   bool
+	closing  bool // nothing new is taken
+	closed   bool // the memory may be gone
 
 	abortedLater atomic.Uint64 // rows aborted by detached copies
+	detached     atomic.Int64  // copies that have not completed
 	attached     atomic.Bool
 	attaches     atomic.Uint64
 	stop         context.CancelFunc
@@ -127,7 +132,11 @@ type Writer struct {
 
 // NewWriter makes a ring and its journal. It works with no agent present: it
 // dials in the background for ever.
-func NewWriter(o WriterOptions) (*Writer, error) {
+func NewWriter(o WriterOptions) (*Writer, error) { return newWriter(o, newRingMemory, 0, 0) }
+
+// newWriter makes a ring whose records and data count from where the caller says.
+func newWriter(o WriterOptions, alloc func(descs, bytes uint64) (*ringMemory, error), startSeq, startPos uint64) (*Writer,
+	error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
@@ -146,21 +155,15 @@ func NewWriter(o WriterOptions) (*Writer, error) {
 	w.step.writer = w
 	if o.StateDir != "" {
 		var err error
-		if w.journal, w.obituary, err = openState(o.StateDir, o.Rank, epoch); err != nil {
+		if w.journal, w.dead, err = openState(o.StateDir, o.Rank, epoch, o.Logger); err != nil {
 			return nil, err
 		}
 	}
-	memory, err := newRingMemory(c.DescCount, c.DataBytes)
-	if err != nil {
-		w.closeState(false)
+	if err := w.makeRing(alloc, startSeq, startPos); err != nil {
+		_ = w.journal.close(true) // the ring's error says more
+		w.dead.close()
 		return nil, err
 	}
-	r, err := ringOn(memory.ctl, memory.ctl[abiConsumerOff:], memory.data, c.DescCount)
-	if err != nil {
-		panic("BUG: " + err.Error())
-	}
-	w.memory = memory
-	w.core = newWriterCore(r, c, monotonicNS, 0, 0)
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
 	w.background.Go(func() { w.tick(ctx) })
@@ -170,94 +173,23 @@ func NewWriter(o WriterOptions) (*Writer, error) {
 	return w, nil
 }
 
-// Epoch identifies this start of the writer.
-func (w *Writer) Epoch() uint64 { return w.config.Epoch }
-
-// SetModel says what the engine runs. A later model replaces the earlier one.
-func (w *Writer) SetModel(m Model) error {
-	payload := AppendModel(nil, m)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	r := &aliveRecord{kind: KindModel, payload: payload}
-	if err := w.control(queued{kind: KindModel, payload: payload, alive: r}); err != nil {
-		return err
-	}
-	return nil
-}
-
-// DefineLayout announces what a capture holds and returns the layout's id, from
-// 0 upward. Layouts never end.
-func (w *Writer) DefineLayout(entries []LayoutEntry) (uint32, error) {
-	if len(entries) == 0 || len(entries) > MaxLayoutEntries {
-		return 0, fmt.Errorf("define layout: %d entries; want 1 to %d", len(entries), MaxLayoutEntries)
-	}
-	l := &Layout{Entries: append([]LayoutEntry(nil), entries...)}
-	for i := range l.Entries {
-		e := &l.Entries[i]
-		if e.ShardCount == 0 {
-			e.ShardCount = 1
-		}
-		if err := e.check(); err != nil {
-			return 0, fmt.Errorf("define layout: %w", err)
-		}
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.layouts) >= maxLayouts {
-		return 0, fmt.Errorf("define layout: %d exist already", maxLayouts)
-	}
-	l.ID = uint32(len(w.layouts))
-	payload := AppendLayout(nil, *l)
-	r := &aliveRecord{kind: KindLayout, payload: payload}
-	if err := w.control(queued{kind: KindLayout, payload: payload, alive: r}); err != nil {
-		return 0, err
-	}
-	w.layouts[l.ID] = l
-	w.alive.layouts = append(w.alive.layouts, r)
-	return l.ID, nil
-}
-
-// OpenRequest announces a sequence. Its number must be new in this epoch.
-func (w *Writer) OpenRequest(r RequestOpen) error {
-	if len(r.Labels) > MaxLabels {
-		return fmt.Errorf("open request %d: %d labels; at most %d", r.Number, len(r.Labels), MaxLabels)
-	}
-	payload := AppendRequestOpen(nil, r)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	record, err := w.alive.open(r.Number, payload)
+// makeRing lays the ring over its memory.
+func (w *Writer) makeRing(alloc func(descs, bytes uint64) (*ringMemory, error), startSeq, startPos uint64) error {
+	memory, err := alloc(w.config.DescCount, w.config.DataBytes)
 	if err != nil {
 		return err
 	}
-	if err := w.control(queued{kind: KindRequestOpen, payload: payload, alive: record}); err != nil {
-		delete(w.alive.requests, r.Number)
-		return err
+	r, err := ringOn(memory.ctl, memory.ctl[abiConsumerOff:], memory.data, w.config.DescCount)
+	if err != nil {
+		panic("BUG: " + err.Error())
 	}
+	w.memory = memory
+	w.core = newWriterCore(r, w.config, monotonicNS, startSeq, startPos)
 	return nil
 }
 
-// EndRequest closes a sequence that was opened.
-func (w *Writer) EndRequest(r RequestEnd) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	record := w.alive.requests[r.Number]
-	if record == nil {
-		return fmt.Errorf("end request %d: it is not open", r.Number)
-	}
-	err := w.control(queued{kind: KindRequestEnd, payload: AppendRequestEnd(nil, r), alive: record})
-	delete(w.alive.requests, r.Number)
-	return err
-}
-
-// Amend says what became of tokens of an earlier step.
-func (w *Writer) Amend(a Amend) error {
-	if len(a.Ranges) > MaxStepRanges {
-		return fmt.Errorf("amend step %d: %d ranges; at most %d", a.Step, len(a.Ranges), MaxStepRanges)
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.control(queued{kind: KindAmend, step: a.Step, payload: AppendAmend(nil, a)})
-}
+// Epoch identifies this start of the writer.
+func (w *Writer) Epoch() uint64 { return w.config.Epoch }
 
 // Stats returns the counters.
 func (w *Writer) Stats() WriterStats {
@@ -273,10 +205,9 @@ func (w *Writer) Stats() WriterStats {
 		StallNS: w.stall.stallNS, ExhaustedSteps: w.stall.exhausted, RefusedReleases: c.refusedReleases,
 		PendingControl: w.queue.records(), ControlLost: w.queue.lost, UnnamedRows: w.queue.missing.unnamed,
 		StuckCopies: c.stuckCopies, QuarantinedBytes: w.core.quarantinedBytes(), Attached: w.attached.Load(),
-		Attaches: w.attaches.Load()}
+		ObituariesSent: w.told, ObituariesUntold: w.untold, Attaches: w.attaches.Load()}
 	if w.journal != nil {
 		s.JournalBytes, s.JournalUnnamed = w.journal.bytes, w.journal.unnamed
-		s.ObituariesSent = w.obituary.sent
 	}
 	return s
 }
