@@ -53,30 +53,37 @@ func (q *controlQueue) push(r queued) error {
 	return nil
 }
 
-// flush moves as much as fits into the ring through put, and says whether
-// nothing is left.
-func (q *controlQueue) flush(put func(*queued) bool) bool {
+// controlRing takes control records that fit.
+type controlRing interface {
+	fits(payloadBytes int) bool
+	put(q *queued) bool // false, and nothing happened, when it does not fit
+}
+
+// flush moves as much as fits into the ring and says whether nothing is left.
+func (q *controlQueue) flush(ring controlRing) bool {
 	if q.empty() {
 		return true
 	}
-	if !q.flushList(&q.opens, put) {
+	if !q.flushList(&q.opens, ring) {
 		return false
 	}
 	for len(q.missing.ranges) > 0 {
 		n := min(missingPerRecord, len(q.missing.ranges))
-		payload := AppendMissing(nil, Missing{Ranges: q.missing.ranges[:n]})
-		if !put(&queued{kind: KindMissing, payload: payload}) {
+		// Asked first, because the payload is garbage if it does not fit.
+		if !ring.fits(missingBytes(n)) {
 			return false
 		}
+		payload := AppendMissing(nil, Missing{Ranges: q.missing.ranges[:n]})
+		ring.put(&queued{kind: KindMissing, payload: payload})
 		q.missing.forget(n)
 	}
-	return q.flushList(&q.ends, put)
+	return q.flushList(&q.ends, ring)
 }
 
-func (q *controlQueue) flushList(list *[]queued, put func(*queued) bool) bool {
+func (q *controlQueue) flushList(list *[]queued, ring controlRing) bool {
 	for i := range *list {
 		r := &(*list)[i]
-		if !put(r) {
+		if !ring.put(r) {
 			*list = slices.Delete(*list, 0, i)
 			return false
 		}

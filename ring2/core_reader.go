@@ -17,6 +17,7 @@ type readerCore struct {
 	ended   bool         // end is known: a record was read
 	stepEnd uint64       // sequence number after the last capture of the step being read
 	slots   []readerSlot // of the records from release to next
+	seen    abiDesc      // the copy that is checked and used
 }
 
 // readerSlot is what the reader remembers of a record that it has not released.
@@ -58,8 +59,9 @@ func (c *readerCore) poll(rec *Record) (bool, error) {
 		}
 		return false, nil
 	}
-	d := *shared
-	if err := c.check(&d); err != nil {
+	c.seen = *shared
+	d := &c.seen
+	if err := c.check(d); err != nil {
 		return false, err
 	}
 	*rec = Record{Seq: d.Seq, Kind: Kind(d.Kind), Flags: d.Flags, CaptureNS: d.CaptureNS, Step: d.Step,
@@ -67,7 +69,7 @@ func (c *readerCore) poll(rec *Record) (bool, error) {
 	if d.Flags&FlagAborted == 0 {
 		rec.Payload = c.span(d.DataPos, int(d.DataLen))
 	}
-	if err := c.checkPayload(&d, rec); err != nil {
+	if err := c.checkPayload(d, rec); err != nil {
 		return false, err
 	}
 	if rec.Kind == KindStep && !rec.Aborted() {

@@ -24,7 +24,6 @@ type writerCore struct {
 	openSeq uint64 // first sequence number of the open step
 	slots   []writerSlot
 	holes   []hole
-	scratch abiDesc
 
 	reserveDescs, reserveBytes uint64
 	counters                   counters

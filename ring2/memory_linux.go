@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,14 +14,20 @@ import (
 // mapping into a SIGBUS, and keep that promise from being taken back.
 const wantedSeals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
 
-// monotonicNS is CLOCK_MONOTONIC, which all processes of a machine share.
-func monotonicNS() uint64 {
+// The clock is read once with a system call. From then on the runtime's own
+// monotonic clock, which is the same one, goes on without.
+var clockStart, clockStartNS = startClock()
+
+func startClock() (time.Time, uint64) {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
 		panic("BUG: CLOCK_MONOTONIC cannot be read: " + err.Error())
 	}
-	return uint64(t.Nano())
+	return time.Now(), uint64(t.Nano())
 }
+
+// monotonicNS is CLOCK_MONOTONIC, which all processes of a machine share.
+func monotonicNS() uint64 { return clockStartNS + uint64(time.Since(clockStart)) }
 
 // lifetime counts who may still touch a mapping. The last one to leave unmaps.
 type lifetime struct {

@@ -132,6 +132,8 @@ func ParseAmend(b []byte) (Amend, error) {
 
 const missingRangeBytes = 52
 
+func missingBytes(ranges int) int { return 4 + ranges*missingRangeBytes }
+
 // AppendMissing appends the payload of a MISSING record.
 func AppendMissing(b []byte, m Missing) []byte {
 	b = order.AppendUint32(b, uint32(len(m.Ranges)))

@@ -151,12 +151,14 @@ func (w *Writer) refresh() {
 }
 
 // flush moves what waits into the ring and says whether nothing is left.
-func (w *Writer) flush() bool { return w.queue.flush(w.put) }
+func (w *Writer) flush() bool { return w.queue.flush(w) }
+
+func (w *Writer) fits(payloadBytes int) bool { return w.core.fitsControl(payloadBytes) }
 
 // put writes a control record into the journal and then into the ring, when it
 // has room, and notes what the record means for snapshots.
 func (w *Writer) put(q *queued) bool {
-	if !w.core.fitsControl(len(q.payload)) {
+	if !w.fits(len(q.payload)) {
 		return false
 	}
 	if q.ordinal == 0 {
