@@ -6,6 +6,7 @@ package oracle
 import (
 	"crypto/sha256"
 	"fmt"
+	"strings"
 )
 
 // Key says which row is meant: what a row is about, and not on which path it
@@ -49,7 +50,6 @@ type Checker struct {
 	epochs    map[uint64]*epochFacts
 
 	last    *stripe // of the row before
-	lastKey stripeKey
 	lastRow Key
 	scratch []byte
 	r       *Report
@@ -103,7 +103,8 @@ func NewChecker() *Checker {
 		epochs: map[uint64]*epochFacts{}, r: &Report{Hooks: map[string]int{}}}
 }
 
-// Witness takes a row that the engine computed.
+// Witness takes a row that the engine computed. A key's texts may change after
+// the call; the same holds for Stored.
 func (c *Checker) Witness(k Key, h Hash) {
 	s := c.stripe(k, true)
 	at := s.place(k.Position)
@@ -119,7 +120,7 @@ func (c *Checker) Witness(k Key, h Hash) {
 // Stored takes a stored row and its bytes.
 func (c *Checker) Stored(k Key, raw []byte) {
 	c.r.Stored++
-	c.r.Hooks[k.Hook]++
+	c.r.count(k.Hook)
 	h := HashOf(raw)
 	fits := c.recomputed(k, raw, h)
 	s := c.stripe(k, false)
@@ -164,6 +165,7 @@ func (c *Checker) recomputed(k Key, raw []byte, h Hash) bool {
 func (c *Checker) misfit(m misfit) {
 	c.r.Defects[Wrong]++
 	if len(c.misfits) < maxNamed {
+		m.key.Request, m.key.Hook = strings.Clone(m.key.Request), strings.Clone(m.key.Hook)
 		c.misfits = append(c.misfits, m)
 	}
 }
@@ -178,11 +180,11 @@ func (c *Checker) stripe(k Key, make bool) *stripe {
 	qn, known := c.sequences[q]
 	hn, knownHook := c.hooks[h]
 	if make && !known {
-		qn = uint32(len(c.names))
+		qn, q.request = uint32(len(c.names)), strings.Clone(k.Request)
 		c.names, c.sequences[q] = append(c.names, q), qn
 	}
 	if make && !knownHook {
-		hn = uint16(len(c.hookNames))
+		hn, h.name = uint16(len(c.hookNames)), strings.Clone(k.Hook)
 		c.hookNames, c.hooks[h] = append(c.hookNames, h), hn
 	}
 	if !make && !(known && knownHook) {
@@ -194,7 +196,10 @@ func (c *Checker) stripe(k Key, make bool) *stripe {
 		s = &stripe{base: k.Position}
 		c.stripes[key] = s
 	}
-	c.last, c.lastKey, c.lastRow = s, key, k
+	// A row of the lake is valid only until its callback returns: the cache keeps
+	// the names that the checker owns.
+	k.Request, k.Hook = c.names[qn].request, c.hookNames[hn].name
+	c.last, c.lastRow = s, k
 	return s
 }
 

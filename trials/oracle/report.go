@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"sort"
+	"strings"
 )
 
 // Defect is a way in which a row can be wrong.
@@ -46,6 +47,14 @@ func (r *Report) add(d Defect, rows int, format string, args ...any) {
 	if len(r.Names[d]) < maxNamed {
 		r.Names[d] = append(r.Names[d], fmt.Sprintf(format, args...))
 	}
+}
+
+// count counts a stored row of a hook, whose name may change after the call.
+func (r *Report) count(hook string) {
+	if _, known := r.Hooks[hook]; !known {
+		hook = strings.Clone(hook)
+	}
+	r.Hooks[hook]++
 }
 
 // Err is an error when there is any defect.
