@@ -238,7 +238,8 @@ func (c *requestColumns) row() (out RequestEvent, err error) {
 	out.Row = schema.RequestRow{Seq: uint64(c.Seq), Row: row, Event: c.Event, Number: uint64(c.Number), Request: c.Request,
 		EngineID: c.EngineID, Sample: c.Sample, Tenant: c.RowTenant, Adapter: c.Adapter, TraceParent: c.TraceParent,
 		Labels: c.Labels, OptIn: c.OptIn, PromptTokens: c.PromptTokens, MaxTokens: c.MaxTokens,
-		GeneratedTokens: c.GeneratedTokens, CachedTokens: c.CachedTokens, Passes: c.Passes, Reason: c.Reason, WallNS: c.WallNS}
+		GeneratedTokens: c.GeneratedTokens, CachedTokens: c.CachedTokens, Passes: c.Passes, Reason: c.Reason,
+		WallNS: c.WallNS}
 	return out, err
 }
 

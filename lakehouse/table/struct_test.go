@@ -2,6 +2,7 @@ package table
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math"
 	"reflect"
@@ -44,8 +45,8 @@ func TestTokensComeBack(t *testing.T) {
 	h := testHeader(TokenHook, -1, "i32", nil)
 	var rows []schema.VectorRow
 	for i := range 9000 {
-		id := uint32(i) * 0x80001
-		rows = append(rows, vectorRow(i, fmt.Sprint("r", i/4500), []byte{byte(id), byte(id >> 8), byte(id >> 16), byte(id >> 24)}))
+		id := binary.LittleEndian.AppendUint32(nil, uint32(i)*0x80001)
+		rows = append(rows, vectorRow(i, fmt.Sprint("r", i/4500), id))
 	}
 	m := vectorMessage(t, h, rows)
 	if m.Table() != Tokens {
@@ -54,8 +55,8 @@ func TestTokensComeBack(t *testing.T) {
 	file := writeTable(t, refsOf(m))
 	i := 0
 	err := ReadTokens(file, file.Size(), &Query{}, func(tok *Token) error {
-		want := Token{originOf(&h), Place{TokenHook, -1, 1, 2, rows[i].Seq, rows[i].Row, 7, rows[i].Request, 2, int32(i), 1, 1,
-			rows[i].CaptureNS}, int32(uint32(i) * 0x80001)}
+		want := Token{originOf(&h), Place{TokenHook, -1, 1, 2, rows[i].Seq, rows[i].Row, 7, rows[i].Request, 2,
+			int32(i), 1, 1, rows[i].CaptureNS}, int32(uint32(i) * 0x80001)}
 		if *tok != want {
 			t.Fatalf("row %d is %+v, want %+v", i, *tok, want)
 		}
@@ -97,20 +98,22 @@ func TestStatsRequestsFactsAndDetectionsComeBackWhole(t *testing.T) {
 	requests := []schema.RequestRow{{Seq: 1, Event: schema.EventOpen, Number: 2, Request: "r", EngineID: "e", Sample: 1,
 		Tenant: "acme", Adapter: "lora", TraceParent: "00-1", Labels: map[string]string{"language": "de", "": "x"},
 		OptIn: true, PromptTokens: 3, MaxTokens: 4, WallNS: 5},
-		{Seq: 9, Event: schema.EventEnd, Number: 2, Request: "r", GeneratedTokens: 6, CachedTokens: 7, Passes: 8, Reason: "stop"}}
+		{Seq: 9, Event: schema.EventEnd, Number: 2, Request: "r", GeneratedTokens: 6, CachedTokens: 7, Passes: 8,
+			Reason: "stop"}}
 	facts := []schema.LedgerRow{{Seq: 1, Row: 2, Fact: schema.FactExpected, Number: 3, Request: "r", Sample: 4, Pass: 5,
 		Phase: 1, Position: 6, Count: 7, Stride: 8, Step: 9, Layout: math.MaxUint32, Entries: "0-3,7", Rows: 10,
 		FilteredRows: 11, Outcome: "captured", Reason: "x", CaptureSeq: 12, FirstRow: 13, Hook: "q", Layer: -1, Detail: "{}"}}
 	detections := []schema.DetectionRow{{Seq: 1, ID: "id", Detector: "d", Version: "1", Digest: "ff", Level: "stop",
 		Mode: "enforce", EngineEpoch: math.MaxUint64, Number: 2, Request: "r", Sample: 3, Position: 4, Score: 0.5,
-		Threshold: -1, TokensSeen: 5, Coverage: 1, CaptureNS: 6, VerdictNS: 7, Action: "abort", Outcome: "stopped", FinalLength: 8}}
+		Threshold: -1, TokensSeen: 5, Coverage: 1, CaptureNS: 6, VerdictNS: 7, Action: "abort", Outcome: "stopped",
+		FinalLength: 8}}
 
 	origin := originOf(&h)
 	msg, err := schema.EncodeStats(h, stats)
 	file := writeTable(t, refsOf(decoded(t, msg, err)))
 	s := stats[0]
-	check(t, Stats{origin, Place{"h", 1, 1, 2, s.Seq, s.Row, s.Number, "r", 1, 2, 3, 2, 4}, "bf16", []int{4}, 5, 6.5, -7, 8, 9,
-		-1, 10, 11}, func(f func(*Stats) error) error { return ReadStats(file, file.Size(), &Query{}, f) })
+	check(t, Stats{origin, Place{"h", 1, 1, 2, s.Seq, s.Row, s.Number, "r", 1, 2, 3, 2, 4}, "bf16", []int{4}, 5, 6.5,
+		-7, 8, 9, -1, 10, 11}, func(f func(*Stats) error) error { return ReadStats(file, file.Size(), &Query{}, f) })
 
 	msg, err = schema.EncodeRequests(h, requests)
 	file = writeTable(t, refsOf(decoded(t, msg, err)))
@@ -173,12 +176,14 @@ func TestQueriesChooseByEachField(t *testing.T) {
 	}{
 		{"all", Query{}, 40, 40}, {"request", Query{Request: "r1"}, 20, 20}, {"sample", Query{Sample: &one}, 13, 13},
 		{"pass", Query{Pass: &three}, 8, 8}, {"position", Query{Position: &three}, 1, 1}, {"hook", Query{Hook: "h"}, 0, 40},
-		{"layer", Query{Layer: &three}, 0, 40}, {"tenant", Query{Tenant: "other"}, 0, 0}, {"epoch", Query{Epoch: &epoch}, 40, 40},
-		{"other epoch", Query{Epoch: &wrong}, 0, 0}, {"number", Query{Number: &two}, 10, 10}, {"shard", Query{Shard: &one}, 40, 40},
+		{"layer", Query{Layer: &three}, 0, 40}, {"tenant", Query{Tenant: "other"}, 0, 0},
+		{"epoch", Query{Epoch: &epoch}, 40, 40}, {"other epoch", Query{Epoch: &wrong}, 0, 0},
+		{"number", Query{Number: &two}, 10, 10}, {"shard", Query{Shard: &one}, 40, 40},
 		{"records", Query{Seq: &SeqRange{11, 12}}, 6, 6},
 	} {
 		n := 0
-		if err := ReadTokens(tokens, tokens.Size(), &c.q, func(*Token) error { n++; return nil }); err != nil || n != c.tokens {
+		count := func(*Token) error { n++; return nil }
+		if err := ReadTokens(tokens, tokens.Size(), &c.q, count); err != nil || n != c.tokens {
 			t.Errorf("%s: %d tokens, %v; want %d", c.name, n, err, c.tokens)
 		}
 		if got := readVectors(t, vectors, c.q); len(got) != c.vectors {
@@ -242,7 +247,8 @@ func TestDamagedStructFilesAreErrors(t *testing.T) {
 	if err := ReadTokens(file, file.Size(), &Query{}, func(*Token) error { return nil }); err == nil {
 		t.Error("a file of requests was read as tokens")
 	}
-	vectors := writeVectors(t, refsOf(vectorMessage(t, testHeader("h", 0, "u8", nil), []schema.VectorRow{vectorRow(0, "r", []byte{1})})))
+	one := []schema.VectorRow{vectorRow(0, "r", []byte{1})}
+	vectors := writeVectors(t, refsOf(vectorMessage(t, testHeader("h", 0, "u8", nil), one)))
 	if err := read(vectors); err == nil {
 		t.Error("a file of vectors was read as requests")
 	}

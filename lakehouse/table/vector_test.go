@@ -106,7 +106,8 @@ func extremes(dtype string) [][]byte {
 		return [][]byte{le32(0x7f800001, 0xffc12345, 0x7f800000, 0xff800000), le32(0x80000000, 0, 1, 0x807fffff),
 			le32(math.MaxUint32, 0x00800000, 0x7f7fffff, 0x3f800000)}
 	case "bf16", "f16", "u16":
-		return [][]byte{le16(0x7f81, 0xffff, 0x7f80, 0xff80), le16(0x8000, 0, 1, 0x807f), le16(0x7c00, 0xfc01, 0x7e55, 0x03ff)}
+		return [][]byte{le16(0x7f81, 0xffff, 0x7f80, 0xff80), le16(0x8000, 0, 1, 0x807f),
+			le16(0x7c00, 0xfc01, 0x7e55, 0x03ff)}
 	case "i32":
 		return [][]byte{le32(0, 1<<24+1, math.MaxUint32, 1<<31), le32(0x7fffffff, 5, 6, 7), le32(1, 2, 3, 4)}
 	case "i64":
