@@ -32,6 +32,7 @@ type rig struct {
 	prev     schema.Cursor
 	records  []ring2.Record
 	step     ring2.Step
+	payloads [][]byte // of the captures of the last drain; fill overwrites them
 	out      [][]byte // memory of messages, reused from turn to turn
 	used     int
 	target   []byte // of memcpy
@@ -133,7 +134,7 @@ func (r *rig) fill() error {
 // drain is what is measured: it reads what fill wrote and makes messages of size
 // bytes of rows. The messages are valid until the next drain.
 func (r *rig) drain(ctx context.Context, size int) ([][]byte, error) {
-	r.used = 0
+	r.used, r.payloads = 0, r.payloads[:0]
 	for steps := 0; steps < fillSteps; {
 		var err error
 		if r.records, err = r.session.Next(ctx, r.records[:0]); err != nil {
@@ -163,6 +164,7 @@ func (r *rig) capture(rec *ring2.Record, size int) error {
 	if err != nil {
 		return err
 	}
+	r.payloads = append(r.payloads, rec.Payload)
 	for i := range entries {
 		rows, encoder := &entries[i], r.encoders[i]
 		for row := range rows.Rows {
@@ -192,39 +194,44 @@ func (r *rig) capture(rec *ring2.Record, size int) error {
 	return nil
 }
 
-// baselines prepares what the other ways work on: the same rows in one piece,
-// and the same batches ready made. The messages are checked on the way.
-func (r *rig) baselines(messages [][]byte) (rows []byte, batches []batch, err error) {
+// batches makes of the messages what arrow-go's writer works on.
+func (r *rig) batches(messages [][]byte) ([]batch, error) {
+	var out []batch
+	rows := 0
 	for _, m := range messages {
 		reader, err := ipc.NewReader(bytes.NewReader(m))
 		if err != nil {
-			return nil, nil, fmt.Errorf("read a message with arrow-go: %w", err)
+			return nil, fmt.Errorf("read a message with arrow-go: %w", err)
 		}
 		if !reader.Next() {
-			return nil, nil, fmt.Errorf("read a message with arrow-go: %w", reader.Err())
+			return nil, fmt.Errorf("read a message with arrow-go: %w", reader.Err())
 		}
 		rec := reader.RecordBatch()
 		rec.Retain()
-		batches = append(batches, batch{reader.Schema(), rec, len(m)})
-		rows = append(rows, rec.Column(int(rec.NumCols()) - 1).Data().Buffers()[1].Bytes()...)
+		out = append(out, batch{reader.Schema(), rec})
+		rows += int(rec.NumRows())
 		reader.Release()
 	}
-	if len(rows) != fillSteps*stepBytes {
-		return nil, nil, fmt.Errorf("the messages hold %d bytes of rows, of %d", len(rows), fillSteps*stepBytes)
+	if rows*rowBytes != fillSteps*stepBytes {
+		return nil, fmt.Errorf("the messages hold %d rows of %d bytes, of %d bytes in the ring", rows, rowBytes,
+			fillSteps*stepBytes)
 	}
-	return rows, batches, nil
+	return out, nil
 }
 
 type batch struct {
 	schema *arrow.Schema
 	rec    arrow.RecordBatch
-	bytes  int
 }
 
-// copyRows is the first baseline.
-func (r *rig) copyRows(rows []byte, size int) {
-	for at := 0; at < len(rows); at += size {
-		copy(r.target[at:at+size], rows[at:])
+// copyRows is the first baseline: the rows of each step and hook, copied out of
+// the ring.
+func (r *rig) copyRows() {
+	at := 0
+	for _, p := range r.payloads {
+		for ; len(p) > 0; p = p[sequences*rowBytes:] {
+			at += copy(r.target[at:], p[:sequences*rowBytes])
+		}
 	}
 }
 
