@@ -38,8 +38,9 @@ func (e *LayoutEntry) check() error {
 		return fmt.Errorf("entry %q has layer %d; want -1 (none) to %d", e.Hook, e.Layer, layerLimit)
 	case len(e.Shape) > MaxDims:
 		return fmt.Errorf("entry %q has %d dimensions; at most %d", e.Hook, len(e.Shape), MaxDims)
-	case e.RowBytes() > maxRowBytes:
-		return fmt.Errorf("entry %q has rows above %d bytes: shape %v", e.Hook, maxRowBytes, e.Shape)
+	case e.RowBytes() < 1 || e.RowBytes() > maxRowBytes:
+		// Rows without bytes would let a capture of nothing claim a million rows.
+		return fmt.Errorf("entry %q has rows of no bytes or more than %d: shape %v", e.Hook, maxRowBytes, e.Shape)
 	case e.Shard > 0 && e.Shard >= e.ShardCount:
 		return fmt.Errorf("entry %q is shard %d of %d", e.Hook, e.Shard, e.ShardCount)
 	case len(e.Hook) > MaxTextBytes:

@@ -7,6 +7,9 @@ import (
 	"time"
 )
 
+// refuseTimeout is how long a REFUSE may take to send.
+const refuseTimeout = time.Second
+
 // handshake turns a connection into a session, or ends it.
 func (l *Listener) handshake(c *net.UnixConn) {
 	s, buf, err := l.welcome(c)
@@ -23,7 +26,9 @@ func (l *Listener) handshake(c *net.UnixConn) {
 	}
 	l.refused.Add(1)
 	l.warn("refuse a connection", err)
-	// The peer may be gone, and it is told only as a courtesy.
+	// The peer may be gone, and it is told only as a courtesy; the handshake's
+	// deadline may be what has passed.
+	_ = c.SetWriteDeadline(time.Now().Add(refuseTimeout))
 	_ = sendMessage(c, refuseMessage(err.Error()))
 	_ = c.Close()
 }

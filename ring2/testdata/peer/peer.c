@@ -153,8 +153,8 @@ static void run(const char *tenant, const char *request, uint64_t steps) {
     text(&r, "written_in"), text(&r, "C"), control(REQUEST_OPEN, &r);
     for (uint64_t i = 0; i < steps; i++) run_step(i);
     put(&e, 1, 8), put(&e, PROMPT, 4), put(&e, steps, 4), put(&e, 0, 4), put(&e, 1, 4), put(&e, 1, 1);
-    put(&e, now(CLOCK_REALTIME), 8), control(REQUEST_END, &e), control(BYE, &none);
-    atomic_store_explicit(u32_at(PRODUCER + 200), 1, memory_order_release);
+    put(&e, now(CLOCK_REALTIME), 8), control(REQUEST_END, &e);
+    atomic_store_explicit(u32_at(PRODUCER + 200), 1, memory_order_relaxed), control(BYE, &none);
 }
 static void make_ring(void) {
     struct bytes c = {.n = 0};
