@@ -34,8 +34,8 @@ type TrimmedError struct {
 }
 
 func (e *TrimmedError) Error() string {
-	return fmt.Sprintf("position %d was trimmed away: the stream starts at %d; read on from there and report the gap", e.Want,
-		e.First)
+	return fmt.Sprintf("position %d was trimmed away: the stream starts at %d; read on from there and report the gap",
+		e.Want, e.First)
 }
 
 func (e *TrimmedError) Unwrap() error { return ErrTrimmed }
@@ -91,8 +91,9 @@ type Bus interface {
 	// error, which is that of ctx or ErrClosed, done is never called.
 	//
 	// Messages of one caller are stored in the order of the calls, also over
-	// retries; duplicates may appear. Data must not change until done is called, and
-	// done must not block.
+	// retries: the positions that done gets ascend. Further copies of a message may
+	// stand anywhere. Data must not change until done is called.
+	// done must not block, nor call the Bus.
 	Publish(ctx context.Context, m Message, done func(seq uint64, err error)) error
 	// Info asks the broker, and waits for it until ctx ends.
 	Info(ctx context.Context) (StreamInfo, error)
@@ -100,7 +101,9 @@ type Bus interface {
 	// from Next.
 	Subscribe(ctx context.Context, o SubscribeOptions) (Subscription, error)
 	// Trim forgets everything below a position. It waits for the broker until ctx
-	// ends.
+	// ends. It fails with ErrIncarnation while a subscription of this Bus that is not
+	// closed belongs to another incarnation than the stream's: the position then comes
+	// from a stream that is gone.
 	Trim(ctx context.Context, below uint64) error
 	// Request sends a command and waits for the reply until ctx ends. ErrNoReply
 	// means that nobody serves the subject, or that the reply did not come in time;

@@ -32,9 +32,33 @@ func MatchAny(filters []string, subject string) bool {
 	return len(filters) == 0
 }
 
-// validSubject reports whether a message may be published to s: tokens without
-// blanks and wildcards, separated by dots.
-func validSubject(s string) bool {
+// overlap reports whether a subject could match two of the filters.
+func overlap(filters []string) bool {
+	for i, a := range filters {
+		for _, b := range filters[i+1:] {
+			if collide(strings.Split(a, "."), strings.Split(b, ".")) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func collide(a, b []string) bool {
+	for i := range min(len(a), len(b)) {
+		switch {
+		case a[i] == ">" || b[i] == ">":
+			return true
+		case a[i] != b[i] && a[i] != "*" && b[i] != "*":
+			return false
+		}
+	}
+	return len(a) == len(b)
+}
+
+// ValidSubject reports whether a message may be published to s: tokens without
+// blanks and wildcards, separated by dots, at most 2 KiB.
+func ValidSubject(s string) bool {
 	if s == "" || len(s) > maxSubjectBytes {
 		return false
 	}

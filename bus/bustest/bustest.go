@@ -21,8 +21,11 @@ const (
 	Take      Fate = iota // stored and acknowledged
 	Fail                  // not stored; the client tries again
 	Duplicate             // stored twice, acknowledged once
-	LoseAcks              // this message and all that wait behind it are stored, no acknowledgement arrives, and the client publishes them all again
 	Refuse                // ErrRefused
+
+	// LoseAcks stores this message and all that wait behind it, but no acknowledgement
+	// arrives: the client publishes them all again.
+	LoseAcks
 )
 
 // Bus is a bus.Bus. The zero value is not usable.
@@ -42,6 +45,7 @@ type Bus struct {
 	pending     []*pending
 	pendingSize int
 	servers     map[string]func([]byte) []byte
+	open        map[*subscription]bool
 	worker      sync.WaitGroup
 }
 
@@ -57,7 +61,7 @@ type pending struct {
 // New is a bus whose broker runs and takes everything at once.
 func New() *Bus {
 	b := &Bus{changed: make(chan struct{}), window: 64 << 20, first: 1, incarnation: 1,
-		servers: map[string]func([]byte) []byte{}}
+		servers: map[string]func([]byte) []byte{}, open: map[*subscription]bool{}}
 	b.worker.Go(b.work)
 	return b
 }
@@ -197,7 +201,7 @@ func (b *Bus) step() (answers []answer, busy bool) {
 		return answers, false
 	}
 	p := b.pending[0]
-	if !bus.Match(bus.Subjects, p.m.Subject) || len(p.m.Data) > bus.MaxPayloadBytes {
+	if !bus.ValidSubject(p.m.Subject) || !bus.Match(bus.Subjects, p.m.Subject) || len(p.m.Data) > bus.MaxPayloadBytes {
 		return []answer{b.settle(p, 0, fmt.Errorf("publish to %q: %w", p.m.Subject, bus.ErrRefused))}, true
 	}
 	if b.maxBytes > 0 && b.bytes+uint64(len(p.m.Data)) > b.maxBytes {
@@ -265,6 +269,11 @@ func (b *Bus) Trim(ctx context.Context, below uint64) error {
 	return b.wait(ctx, func() (bool, error) {
 		if b.stopped {
 			return false, nil
+		}
+		for s := range b.open {
+			if s.incarnation != b.name() {
+				return false, fmt.Errorf("the stream is %s, not %s: %w", b.name(), s.incarnation, bus.ErrIncarnation)
+			}
 		}
 		n := int(min(max(below, b.first), b.end()) - b.first)
 		for _, m := range b.messages[:n] {

@@ -32,6 +32,9 @@ func (b *Bus) Subscribe(ctx context.Context, o bus.SubscribeOptions) (bus.Subscr
 		case bus.FromNew:
 			s.next = b.end()
 		}
+		if !b.stopped {
+			b.open[s] = true
+		}
 		return !b.stopped, nil
 	})
 	return s, err
@@ -81,7 +84,12 @@ func (s *subscription) take(d *bus.Delivery) (bool, error) {
 }
 
 // Close implements bus.Subscription.
-func (s *subscription) Close() { s.once.Do(func() { close(s.closed) }) }
+func (s *subscription) Close() {
+	s.once.Do(func() {
+		close(s.closed)
+		s.b.set(func() { delete(s.b.open, s) })
+	})
+}
 
 // Request implements bus.Bus.
 func (b *Bus) Request(ctx context.Context, subject string, data []byte) ([]byte, error) {

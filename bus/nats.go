@@ -1,0 +1,138 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// NATSOptions configures a connection to a broker: the one at URL, or Embedded.
+type NATSOptions struct {
+	URL         string
+	Embedded    *EmbeddedServer
+	Stream      string // name of the stream that holds Subjects, "": SONDE
+	MaxBytes    int64  // bound of the stream, 0: none
+	WindowBytes int64  // published and not acknowledged, 0: 64 MiB
+	Logger      *slog.Logger
+	Registerer  prometheus.Registerer
+}
+
+// NATS is a Bus on a JetStream stream that refuses when it is full and forgets
+// only by Trim.
+type NATS struct {
+	o       NATSOptions
+	log     *slog.Logger
+	metrics *metrics
+	link    *link
+	pub     *publisher
+	workers sync.WaitGroup
+
+	mu            sync.Mutex // a leaf
+	servers       map[*served]bool
+	subscriptions map[*subscription]bool
+}
+
+// Bounds of the client.
+const (
+	defaultWindow     = 64 << 20
+	maxWindowMessages = 8192 // published and not acknowledged
+	answerTimeout     = 30 * time.Second
+	pollEvery         = 5 * time.Second // of the size of the stream, for metrics
+)
+
+// OpenNATS connects, waiting for the broker until ctx ends, and makes the stream
+// when it is missing. A stream that exists with other limits is used as it is and
+// reported; one that would lose messages by itself is an error.
+func OpenNATS(ctx context.Context, o NATSOptions) (*NATS, error) {
+	if (o.URL == "") == (o.Embedded == nil) {
+		return nil, errors.New("open the bus: give either the address of a broker or an embedded server")
+	}
+	if o.Stream == "" {
+		o.Stream = "SONDE"
+	}
+	if o.WindowBytes == 0 {
+		o.WindowBytes = defaultWindow
+	}
+	if o.MaxBytes < 0 || o.WindowBytes < 0 {
+		return nil, fmt.Errorf("open the bus: max_bytes %d and window_bytes %d must not be negative", o.MaxBytes,
+			o.WindowBytes)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	m, err := newMetrics(o.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	n := &NATS{o: o, log: o.Logger, metrics: m, servers: map[*served]bool{}, subscriptions: map[*subscription]bool{}}
+	n.link = &link{dial: n.dial, log: n.log, metrics: m, stopped: make(chan struct{}), up: make(chan struct{})}
+	n.link.ctx, n.link.cancel = context.WithCancel(context.Background())
+	n.pub = newPublisher(n)
+	n.workers.Go(func() { n.link.run(n.serveAll) })
+	if err := n.link.call(ctx, n.checkStream); err != nil {
+		n.link.close()
+		return nil, fmt.Errorf("open the bus: %w", err)
+	}
+	n.workers.Go(n.pub.run)
+	n.workers.Go(n.poll)
+	return n, nil
+}
+
+// dial makes a connection that does not reconnect. closed is called when it ends.
+func (n *NATS) dial(closed func()) (*nats.Conn, error) {
+	opts := []nats.Option{nats.Name("sonde"), nats.NoReconnect(), nats.Timeout(callTimeout),
+		nats.PingInterval(5 * time.Second), nats.MaxPingsOutstanding(3), nats.ClosedHandler(func(*nats.Conn) { closed() }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			n.log.Warn("the bus reports a problem", "error", err)
+		})}
+	if n.o.Embedded != nil {
+		opts = append(opts, nats.InProcessServer(n.o.Embedded.s))
+	}
+	return nats.Connect(n.o.URL, opts...)
+}
+
+// poll keeps the metrics of the stream fresh.
+func (n *NATS) poll() {
+	for n.link.ctx.Err() == nil {
+		if c := n.link.now(); c != nil {
+			ctx, cancel := context.WithTimeout(c, callTimeout)
+			if s, err := c.js.Stream(ctx, n.o.Stream); err == nil {
+				n.infoOf(s.CachedInfo())
+			}
+			cancel()
+		}
+		sleep(n.link.ctx, pollEvery)
+	}
+}
+
+// Publish implements Bus.
+func (n *NATS) Publish(ctx context.Context, m Message, done func(seq uint64, err error)) error {
+	return n.pub.publish(ctx, m, done)
+}
+
+// Connected implements Bus.
+func (n *NATS) Connected() bool {
+	c := n.link.now()
+	return c != nil && c.Err() == nil
+}
+
+// Close implements Bus.
+func (n *NATS) Close() error {
+	n.link.close()
+	n.workers.Wait()
+	n.pub.close()
+	n.mu.Lock()
+	open := n.subscriptions
+	n.subscriptions = map[*subscription]bool{}
+	n.mu.Unlock()
+	for s := range open {
+		s.Close()
+	}
+	return nil
+}

@@ -1,0 +1,158 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// dedupeWindow is how long the broker knows message ids.
+const dedupeWindow = 2 * time.Minute
+
+func (n *NATS) streamConfig() jetstream.StreamConfig {
+	maxBytes := n.o.MaxBytes
+	if maxBytes == 0 {
+		maxBytes = -1
+	}
+	return jetstream.StreamConfig{Name: n.o.Stream, Subjects: []string{Subjects}, Retention: jetstream.LimitsPolicy,
+		Discard: jetstream.DiscardNew, Storage: jetstream.FileStorage, MaxBytes: maxBytes, MaxMsgs: -1, MaxMsgsPerSubject: -1,
+		MaxMsgSize: -1, MaxConsumers: -1, Replicas: 1, Duplicates: dedupeWindow}
+}
+
+// ensureStream makes the stream when it is missing, and looks at one that exists.
+// A stream that forgets by itself is a permanent error.
+func (n *NATS) ensureStream(ctx context.Context, c *connection) (*jetstream.StreamInfo, error) {
+	s, err := c.js.Stream(ctx, n.o.Stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		if s, err = c.js.CreateStream(ctx, n.streamConfig()); err == nil {
+			n.log.Info("made the stream", "stream", n.o.Stream, "max_bytes", n.o.MaxBytes)
+			return s.CachedInfo(), nil
+		}
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // somebody else made it this moment
+			s, err = c.js.Stream(ctx, n.o.Stream)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", n.o.Stream, permanentAnswer(err))
+	}
+	return s.CachedInfo(), nil
+}
+
+// permanentAnswer marks answers that say that this stream can never be made.
+func permanentAnswer(err error) error {
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.Code == 400 {
+		return errPermanent{err}
+	}
+	return err
+}
+
+// checkStream compares a stream with what this program would have made. It
+// refuses one that loses messages by itself, and reports other differences.
+func (n *NATS) checkStream(ctx context.Context, c *connection) error {
+	info, err := n.ensureStream(ctx, c)
+	if err != nil {
+		return err
+	}
+	have, want := info.Config, n.streamConfig()
+	var wrong []string
+	add := func(bad bool, what string) {
+		if bad {
+			wrong = append(wrong, what)
+		}
+	}
+	add(have.Discard != want.Discard, "discard is "+have.Discard.String()+", not new")
+	add(have.Retention != want.Retention, "retention is "+have.Retention.String()+", not limits")
+	add(have.MaxAge != 0, "max_age is "+have.MaxAge.String()+", not 0")
+	add(have.MaxMsgsPerSubject > 0, "max_msgs_per_subject is set")
+	add(have.AllowRollup, "rollup headers are allowed")
+	add(have.NoAck, "no_ack is set")
+	add(len(have.Subjects) != 1 || have.Subjects[0] != Subjects, fmt.Sprintf("subjects are %q, not %q", have.Subjects,
+		Subjects))
+	if len(wrong) > 0 {
+		return errPermanent{fmt.Errorf("stream %s would lose messages or order: %s; change the stream, or name another one",
+			n.o.Stream, strings.Join(wrong, "; "))}
+	}
+	if have.MaxBytes != want.MaxBytes && n.o.Embedded != nil {
+		have.MaxBytes = want.MaxBytes
+		if _, err := c.js.UpdateStream(ctx, have); err != nil {
+			return fmt.Errorf("change max_bytes of stream %s to %d: %w", n.o.Stream, want.MaxBytes, permanentAnswer(err))
+		}
+		n.log.Info("changed the bound of the stream", "stream", n.o.Stream, "max_bytes", want.MaxBytes)
+	}
+	for _, d := range []struct {
+		what       string
+		have, want any
+	}{{"max_bytes", have.MaxBytes, want.MaxBytes}, {"max_msgs", have.MaxMsgs, want.MaxMsgs},
+		{"storage", have.Storage.String(), want.Storage.String()},
+		{"duplicate_window", have.Duplicates.String(), want.Duplicates.String()},
+		{"max_msg_size", int64(have.MaxMsgSize), int64(want.MaxMsgSize)}} {
+		if d.have != d.want {
+			n.log.Warn("the stream differs from the configuration; it is left as it is", "stream", n.o.Stream,
+				"limit", d.what, "stream_has", d.have, "configured", d.want)
+		}
+	}
+	return nil
+}
+
+// Info implements Bus.
+func (n *NATS) Info(ctx context.Context) (info StreamInfo, err error) {
+	err = n.link.call(ctx, func(ctx context.Context, c *connection) error {
+		i, err := n.ensureStream(ctx, c)
+		if err == nil {
+			info = n.infoOf(i)
+		}
+		return err
+	})
+	return info, err
+}
+
+func (n *NATS) infoOf(i *jetstream.StreamInfo) StreamInfo {
+	out := StreamInfo{Name: i.Config.Name, Incarnation: strconv.FormatInt(i.Created.UnixNano(), 16),
+		First: i.State.FirstSeq, Last: i.State.LastSeq, Messages: i.State.Msgs, Bytes: i.State.Bytes,
+		MaxBytes: uint64(max(0, i.Config.MaxBytes))}
+	if out.Messages == 0 {
+		out.First = out.Last + 1
+	}
+	n.metrics.saw(out)
+	return out
+}
+
+// Trim implements Bus.
+func (n *NATS) Trim(ctx context.Context, below uint64) error {
+	return n.link.call(ctx, func(ctx context.Context, c *connection) error {
+		i, err := n.ensureStream(ctx, c)
+		if err != nil {
+			return err
+		}
+		info := n.infoOf(i)
+		n.mu.Lock()
+		for s := range n.subscriptions {
+			if !s.belongs(info.Incarnation) {
+				err = errPermanent{s.recreated(info)}
+			}
+		}
+		n.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		// A purge beyond the end would move the end.
+		below := min(below, info.Last+1)
+		if below <= info.First {
+			return nil
+		}
+		s, err := c.js.Stream(ctx, n.o.Stream)
+		if err != nil {
+			return err
+		}
+		if err := s.Purge(ctx, jetstream.WithPurgeSequence(below)); err != nil {
+			return fmt.Errorf("trim stream %s below %d: %w", n.o.Stream, below, err)
+		}
+		return nil
+	})
+}

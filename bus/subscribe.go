@@ -1,0 +1,236 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	// pullBytes is what one pull may ask for: at least one message of the largest
+	// size, and far less than the server buffers for a connection.
+	pullBytes = 32 << 20
+	// heartbeat of a pull; a broker that misses two is taken for dead.
+	heartbeat = 5 * time.Second
+	// forgetConsumer is when the broker forgets a reader that is gone.
+	forgetConsumer = time.Minute
+)
+
+// subscription reads the stream with one consumer after another: whatever goes
+// wrong, the next one starts behind the last message that was delivered.
+type subscription struct {
+	n       *NATS
+	filters []string
+	atNATS  []string        // filters that the broker applies
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+
+	next        uint64 // position wanted; 0 and FromNew until the stream was seen
+	messages    jetstream.MessagesContext
+	stop        func() // forgets the end of the connection
+	consumerSeq uint64 // of the last message of this consumer
+	err         error  // final
+
+	mu          sync.Mutex // a leaf
+	incarnation string     // "" until the stream was seen
+}
+
+// Subscribe implements Bus. With filters, a Trim that overtakes a running reader
+// is noticed only when the reader has to start a new consumer.
+func (n *NATS) Subscribe(ctx context.Context, o SubscribeOptions) (Subscription, error) {
+	s := &subscription{n: n, filters: o.Filters, next: o.From, incarnation: o.Incarnation}
+	if !overlap(o.Filters) { // the broker takes no filters that overlap
+		s.atNATS = o.Filters
+	}
+	s.ctx, s.cancel = context.WithCancel(n.link.ctx)
+	if o.From == FromNew || o.Incarnation == "" {
+		// What "new" and "any" mean is decided now, not at the first Next.
+		info, err := n.Info(ctx)
+		if err != nil {
+			s.cancel()
+			return nil, fmt.Errorf("subscribe: %w", err)
+		}
+		s.resolve(info)
+	}
+	n.mu.Lock()
+	n.subscriptions[s] = true
+	n.mu.Unlock()
+	return s, nil
+}
+
+func (s *subscription) resolve(info StreamInfo) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.incarnation == "" {
+		s.incarnation = info.Incarnation
+	}
+	switch s.next {
+	case 0:
+		s.next = info.First
+	case FromNew:
+		s.next = info.Last + 1
+	}
+}
+
+// belongs reports whether the subscription belongs to an incarnation.
+func (s *subscription) belongs(incarnation string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.incarnation == "" || s.incarnation == incarnation
+}
+
+// Next implements Subscription.
+func (s *subscription) Next(ctx context.Context) (Delivery, error) {
+	for s.err == nil {
+		if s.ctx.Err() != nil {
+			s.end(ErrClosed)
+			break
+		}
+		if err := ctx.Err(); err != nil {
+			return Delivery{}, err
+		}
+		if s.messages == nil {
+			if err := s.open(ctx); err != nil {
+				if ctx.Err() != nil {
+					return Delivery{}, ctx.Err()
+				}
+				s.end(err)
+			}
+			continue
+		}
+		m, err := s.messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			if ctx.Err() == nil {
+				s.drop()
+			}
+			continue
+		}
+		if d, ok := s.take(ctx, m); ok {
+			return d, nil
+		}
+	}
+	return Delivery{}, s.err
+}
+
+// take checks the place of a message: after the last one of its consumer, and,
+// where nothing is filtered, after the last one of the stream.
+func (s *subscription) take(ctx context.Context, m jetstream.Msg) (d Delivery, ok bool) {
+	meta, err := m.Metadata()
+	if err != nil || meta.Sequence.Consumer != s.consumerSeq+1 {
+		s.drop()
+		return d, false
+	}
+	s.consumerSeq++
+	seq := meta.Sequence.Stream
+	switch {
+	case seq < s.next:
+		return d, false
+	case seq > s.next && len(s.atNATS) == 0:
+		// Only Trim takes messages away.
+		info, err := s.n.Info(ctx)
+		if err != nil {
+			s.drop()
+			return d, false
+		}
+		s.end(&TrimmedError{Want: s.next, First: max(info.First, seq)})
+		if !s.belongs(info.Incarnation) {
+			s.end(s.recreated(info))
+		}
+		return d, false
+	}
+	s.next = seq + 1
+	if !MatchAny(s.filters, m.Subject()) {
+		return d, false
+	}
+	data := m.Data()
+	s.n.metrics.delivered.Inc()
+	s.n.metrics.deliveredBytes.Add(float64(len(data)))
+	return Delivery{Seq: seq, Subject: m.Subject(), Data: data, Stored: meta.Timestamp}, true
+}
+
+// open starts a consumer at the wanted position.
+func (s *subscription) open(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	return s.n.link.call(ctx, func(ctx context.Context, c *connection) error {
+		before, err := s.look(ctx, c)
+		if err != nil {
+			return err
+		}
+		consumer, err := c.js.CreateConsumer(ctx, s.n.o.Stream, jetstream.ConsumerConfig{
+			DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: s.next, AckPolicy: jetstream.AckNonePolicy,
+			FilterSubjects: s.atNATS, MemoryStorage: true, Replicas: 1, InactiveThreshold: forgetConsumer, MaxDeliver: 1})
+		if err != nil {
+			return fmt.Errorf("read stream %s from %d: %w", s.n.o.Stream, s.next, permanentAnswer(err))
+		}
+		// The stream may have been made anew or trimmed between the look and the consumer.
+		if after, err := s.look(ctx, c); err != nil || after.Incarnation != before.Incarnation {
+			return errors.Join(err, errors.New("the stream changed while a reader started"))
+		}
+		s.messages, err = consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(4096, pullBytes),
+			jetstream.PullHeartbeat(heartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
+		if err != nil {
+			s.messages = nil
+			return fmt.Errorf("read stream %s: %w", s.n.o.Stream, err)
+		}
+		s.consumerSeq = 0
+		stop1, stop2 := context.AfterFunc(c, s.messages.Stop), context.AfterFunc(s.ctx, s.messages.Stop)
+		s.stop = func() { stop1(); stop2() }
+		return nil
+	})
+}
+
+// look checks that the wanted position exists or will.
+func (s *subscription) look(ctx context.Context, c *connection) (StreamInfo, error) {
+	i, err := s.n.ensureStream(ctx, c)
+	if err != nil {
+		return StreamInfo{}, err
+	}
+	info := s.n.infoOf(i)
+	if !s.belongs(info.Incarnation) {
+		return info, errPermanent{s.recreated(info)}
+	}
+	s.resolve(info)
+	switch {
+	case s.next > info.Last+1:
+		return info, errPermanent{fmt.Errorf("stream %s ends at %d and position %d is wanted: it lost its end: %w", info.Name,
+			info.Last, s.next, ErrIncarnation)}
+	case s.next < info.First:
+		return info, errPermanent{&TrimmedError{Want: s.next, First: info.First}}
+	}
+	return info, nil
+}
+
+func (s *subscription) recreated(info StreamInfo) error {
+	return fmt.Errorf("stream %s was made anew at %s: read it from its start: %w", info.Name, info.Incarnation,
+		ErrIncarnation)
+}
+
+// drop gives up the consumer; the next one starts behind the last message.
+func (s *subscription) drop() {
+	if s.messages == nil {
+		return
+	}
+	s.stop()
+	s.messages.Stop()
+	s.messages = nil
+}
+
+// end makes an error final.
+func (s *subscription) end(err error) {
+	s.drop()
+	s.err = err
+}
+
+// Close implements Subscription.
+func (s *subscription) Close() {
+	s.cancel()
+	s.n.mu.Lock()
+	delete(s.n.subscriptions, s)
+	s.n.mu.Unlock()
+}
