@@ -16,6 +16,7 @@ type readerCore struct {
 	end     uint64       // data position after the last record
 	ended   bool         // end is known: a record was read
 	stepEnd uint64       // sequence number after the last capture of the step being read
+	held    uint64       // no record from release up to here is one that was published
 	slots   []readerSlot // of the records from release to next
 	seen    abiDesc      // the copy that is checked and used
 }
@@ -39,7 +40,8 @@ func (e *corruptError) Error() string {
 
 // newReaderCore starts to read at a sequence number, as the snapshot says.
 func newReaderCore(r ring, start uint64) *readerCore {
-	return &readerCore{ring: r, next: start, release: start, stepEnd: start, slots: make([]readerSlot, len(r.descs))}
+	return &readerCore{ring: r, next: start, release: start, stepEnd: start, held: start,
+		slots: make([]readerSlot, len(r.descs))}
 }
 
 // poll reads the next record if it is there. The descriptor is copied once and
@@ -94,6 +96,8 @@ func (c *readerCore) check(d *abiDesc) error {
 		return c.corrupt("its %d bytes at position %d cross the end of the data", d.DataLen, d.DataPos)
 	case c.ended && int64(d.DataPos-c.end) < 0:
 		return c.corrupt("its position %d lies before %d", d.DataPos, c.end)
+	case Kind(d.Kind) != KindCapture && d.DataLen > maxControlRecord:
+		return c.corrupt("its payload has %d bytes; of %s at most %d", d.DataLen, Kind(d.Kind), maxControlRecord)
 	}
 	if first, ok := c.firstHeld(); ok && d.DataPos+size-first > uint64(len(c.data)) {
 		return c.corrupt("its %d bytes at position %d overlap a record that was not released", d.DataLen, d.DataPos)
@@ -101,10 +105,14 @@ func (c *readerCore) check(d *abiDesc) error {
 	return nil
 }
 
-// firstHeld is the position of the first record that was not released.
+// firstHeld is the position of the first record that was not released. It looks
+// at each lost record once, however many a dead writer left.
 func (c *readerCore) firstHeld() (uint64, bool) {
-	for seq := c.release; seq != c.next; seq++ {
-		if s := &c.slots[seq&c.mask]; !s.lost {
+	if c.held-c.release > c.next-c.release {
+		c.held = c.release
+	}
+	for ; c.held != c.next; c.held++ {
+		if s := &c.slots[c.held&c.mask]; !s.lost {
 			return s.pos, true
 		}
 	}

@@ -245,7 +245,9 @@ func (s *Session) Release(seq uint64) {
 	defer s.memory.leave()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.core.setRelease(seq)
+	if !s.closed.Load() { // else the next agent may be reading already
+		s.core.setRelease(seq)
+	}
 }
 
 // ReleaseSeq is the sequence number up to which everything was given back.
@@ -296,10 +298,16 @@ func (s *Session) Lease() (func(), error) {
 // goes when Next has returned and every lease was given back.
 func (s *Session) Close() error {
 	s.words()
-	if s.closed.Swap(true) {
+	s.mu.Lock() // no release is on its way when the connection ends
+	again := s.closed.Swap(true)
+	s.mu.Unlock()
+	if again {
 		return nil
 	}
 	err := s.conn.Close()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil // serve has ended a connection that was of no use
+	}
 	<-s.gone
 	s.rouse()
 	s.memory.close()
