@@ -48,9 +48,7 @@ type judge struct {
 
 func (j *judge) epoch(e *epoch) {
 	j.e, j.b.of = e, e
-	for _, facts := range []*[]record{&e.expected, &e.missing, &e.dead, &e.aborted, &e.dropped, &e.lost} {
-		*facts = distinct(*facts)
-	}
+	e.expected, e.missing = distinct(e.expected), distinct(e.missing)
 	for id, entries := range e.layouts {
 		for _, en := range entries {
 			e.chainsOf[id] = append(e.chainsOf[id], e.chain(chainKey{en.Hook, en.Layer, en.Shard}))
@@ -342,11 +340,11 @@ func (j *judge) hook(name string) *HookCounts {
 }
 
 // distinct sorts facts by identity and keeps the first of each: an agent that
-// attached anew repeats facts, with the same identity.
+// attached anew repeats facts, with the same identity. Facts that explain need no
+// such care: a row that has its class is not explained again.
 func distinct(facts []record) []record {
 	identity := func(a, b record) int {
-		return cmp.Or(cmp.Compare(a.tenant, b.tenant), cmp.Compare(a.seq, b.seq), cmp.Compare(a.row, b.row),
-			cmp.Compare(a.hook, b.hook), cmp.Compare(a.layer, b.layer))
+		return cmp.Or(cmp.Compare(a.tenant, b.tenant), cmp.Compare(a.seq, b.seq), cmp.Compare(a.row, b.row))
 	}
 	slices.SortStableFunc(facts, identity)
 	return slices.CompactFunc(facts, func(a, b record) bool { return identity(a, b) == 0 })
