@@ -296,7 +296,7 @@ func TestPayloadsRewrittenWhileParsedDoNoHarm(t *testing.T) {
 			}
 		}
 	}()
-	for range 3000 {
+	for range 30_000 {
 		for k, b := range payloads {
 			parseAnything(k, b)
 		}

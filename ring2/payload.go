@@ -17,6 +17,10 @@ const (
 	MaxControlBytes  = 1 << 16 // of MODEL, LAYOUT, REQUEST_OPEN and REQUEST_END payloads
 )
 
+// maxControlRecord bounds the payload of every record but a CAPTURE, so that its
+// checksum costs a bounded time. The largest are MISSING and its OBITUARY.
+const maxControlRecord = 1 << 18
+
 // payload reads a control payload front to back. The first failure sticks, so
 // that a parser checks once at its end. It never reads past its bytes, also when
 // they change while it reads.
