@@ -5,8 +5,8 @@ import (
 	"sonde/lakehouse/table"
 )
 
-// Rows of the tables. In a callback they are valid until it returns; copy what is
-// kept longer.
+// Rows of the tables. A callback gets each row in the same memory as the one
+// before: copy the struct to keep it. Texts, labels and Raw may be kept as they are.
 type (
 	// Vector is one token at one hook, bit for bit as captured.
 	Vector = table.Vector

@@ -12,8 +12,9 @@ import (
 
 // ReadVectors calls f with the rows of a vectors file that match q, in the order
 // of the file, and stops at its first error. With keysOnly the vectors themselves
-// are not read and Raw is nil. The file may hold anything: what is no vectors
-// file is an error. A row is valid until f returns, but for Raw, which is its own.
+// are not read and Raw is nil. The file may hold anything: what is no vectors file
+// is an error. f gets each row in the memory of the one before; its texts and Raw
+// may be kept.
 func ReadVectors(r io.ReaderAt, size int64, q *Query, keysOnly bool, f func(*Vector) error) (err error) {
 	defer recoverRead(&err)
 	pf, err := openVectors(r, size)

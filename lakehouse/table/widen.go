@@ -34,6 +34,18 @@ func store8(dst []byte, i int, e uint32)  { dst[i] = byte(e) }
 func store16(dst []byte, i int, e uint32) { binary.LittleEndian.PutUint16(dst[2*i:], uint16(e)) }
 func store32(dst []byte, i int, e uint32) { binary.LittleEndian.PutUint32(dst[4*i:], e) }
 
+// Widen makes float32 of the elements of a row, exactly. ok is false for dtypes
+// that float32 cannot hold, which are i32 and i64.
+func Widen(dtype string, raw []byte) (values []float32, ok bool) {
+	c := codecs[dtype]
+	if c == nil || len(raw)%c.bytes != 0 {
+		return nil, false
+	}
+	values = make([]float32, len(raw)/c.bytes)
+	c.widen(values, raw)
+	return values, true
+}
+
 // narrow makes the bytes of the elements again. Values that no element widens to
 // are an error: the file is damaged, or its dtype column is wrong.
 func (c *codec) narrow(values []float32) ([]byte, error) {
