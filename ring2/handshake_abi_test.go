@@ -233,8 +233,11 @@ func TestHostileBodiesAreErrors(t *testing.T) {
 	long := order.AppendUint16(nil, 0xffff)
 	for name, parse := range map[string]func() error{
 		"a text that is longer than its message": func() error { _, err := parseHello([]byte{5, 0, 'a'}); return err },
-		"a text above the bound":                 func() error { _, err := parseRefuse(append(long, make([]byte, 0xffff)...)); return err },
-		"bytes behind the end":                   func() error { _, err := parseWelcome([]byte{0, 0, 1}); return err },
+		"a text above the bound": func() error {
+			_, err := parseRefuse(append(long, make([]byte, 0xffff)...))
+			return err
+		},
+		"bytes behind the end": func() error { _, err := parseWelcome([]byte{0, 0, 1}); return err },
 		"a CAPTURE in a snapshot": func() error {
 			_, err := parseSnapshotItem([]byte{0, 0, 0, 0, 0, 0, 0, 0, byte(KindCapture), 0, 0, 0, 0, 0, 0, 0})
 			return err

@@ -210,83 +210,99 @@ func memfd(t *testing.T, size uint64, seals int) int {
 	return fd
 }
 
+// configWord changes a field of the config; seal makes the checksum right again.
+func configWord(off, size int, v uint64, seal bool) func(*testing.T, *fakeEngine) []int {
+	return func(_ *testing.T, e *fakeEngine) []int {
+		var b [8]byte
+		binary.LittleEndian.PutUint64(b[:], v)
+		copy(e.memory.ctl[off:off+size], b[:])
+		if seal {
+			e.core.config.CRC32C = e.core.config.checksum()
+		}
+		return nil
+	}
+}
+
+func endlessInstance(_ *testing.T, e *fakeEngine) []int {
+	for i := range e.core.config.EngineInstance {
+		e.core.config.EngineInstance[i] = 'x'
+	}
+	e.core.config.CRC32C = e.core.config.checksum()
+	return nil
+}
+
+// otherCtl, otherData and otherWake pass something else as one of the three.
+func otherCtl(size uint64, seals int) func(*testing.T, *fakeEngine) []int {
+	return func(t *testing.T, e *fakeEngine) []int {
+		return []int{memfd(t, size, seals), e.memory.dataFD, e.memory.wk}
+	}
+}
+
+func otherData(size uint64, seals int) func(*testing.T, *fakeEngine) []int {
+	return func(t *testing.T, e *fakeEngine) []int {
+		return []int{e.memory.ctlFD, memfd(t, size, seals), e.memory.wk}
+	}
+}
+
+func otherWake(open func() (int, error)) func(*testing.T, *fakeEngine) []int {
+	return func(t *testing.T, e *fakeEngine) []int {
+		fd, err := open()
+		return []int{e.memory.ctlFD, e.memory.dataFD, mustOpen(t, fd, err)}
+	}
+}
+
+func fileAsData(t *testing.T, e *fakeEngine) []int {
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return []int{e.memory.ctlFD, int(f.Fd()), e.memory.wk}
+}
+
+const bothSeals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
+
+// noRings are things that an engine may pass with HELLO, and what the agent says.
+var noRings = map[string]struct {
+	tamper func(*testing.T, *fakeEngine) []int // the descriptors, nil: the ring's
+	want   string
+}{
+	"wrong magic":             {configWord(abiConfigMagicOff, 4, 0x32474e53, false), "magic"},
+	"zero magic":              {configWord(abiConfigMagicOff, 4, 0, false), "magic"},
+	"another major":           {configWord(abiConfigABIMajorOff, 2, 2, true), "ABI 2.0"},
+	"a flipped byte":          {configWord(abiConfigRankOff, 1, 1, false), "checksum"},
+	"too many descriptors":    {configWord(abiConfigDescCountOff, 8, 1<<20, true), "descriptors in"},
+	"2^63 descriptors":        {configWord(abiConfigDescCountOff, 8, 1<<63, true), "descriptors in"},
+	"15 descriptors":          {configWord(abiConfigDescCountOff, 8, 15, true), "descriptors in"},
+	"no descriptors":          {configWord(abiConfigDescCountOff, 8, 0, true), "descriptors in"},
+	"descriptors in zone 1":   {configWord(abiConfigDescOffOff, 8, 65536, true), "offset 65536"},
+	"more data than it has":   {configWord(abiConfigDataBytesOff, 8, hostileData*2, true), "bytes of data"},
+	"less data than it has":   {configWord(abiConfigDataBytesOff, 8, hostileData/2, true), "bytes of data"},
+	"all of it reserve":       {configWord(abiConfigReserveDescsOff, 8, hostileDescs, true), "reserve"},
+	"rank 7 of 1":             {configWord(abiConfigRankOff, 4, 7, true), "rank 7"},
+	"no epoch":                {configWord(abiConfigEpochOff, 8, 0, true), "epoch 0"},
+	"an instance without end": {endlessInstance, "NUL"},
+	"ctl that can shrink":     {otherCtl(ctlBytes(hostileDescs), unix.F_SEAL_GROW), "sealed against"},
+	"data without seals":      {otherData(hostileData, 0), "sealed against"},
+	"an empty ctl":            {otherCtl(0, bothSeals), "want at least"},
+	"a ctl of three zones":    {otherCtl(abiDescOff, bothSeals), "want at least"},
+	"empty data":              {otherData(0, bothSeals), "want at least"},
+	"data of 2^62 bytes":      {otherData(1<<62, bothSeals), "together"},
+	"a file as data":          {fileAsData, "data is not a memfd"},
+	"an epoll as wake": {otherWake(func() (int, error) { return unix.EpollCreate1(unix.EPOLL_CLOEXEC) }),
+		"not an eventfd"},
+	"a memfd as wake": {otherWake(func() (int, error) { return unix.MemfdCreate("wake", unix.MFD_CLOEXEC) }),
+		"not an eventfd"},
+	"pipes": {func(t *testing.T, _ *fakeEngine) []int { return pipes(t, 3) }, "not an eventfd"},
+	"ctl and data swapped": {func(_ *testing.T, e *fakeEngine) []int {
+		return []int{e.memory.dataFD, e.memory.ctlFD, e.memory.wk}
+	}, "want at least"},
+}
+
 // Whatever an engine passes with HELLO: it is refused in a sentence, leaves
 // nothing open, and others are served.
 func TestMemoryThatIsNotARingIsRefused(t *testing.T) {
-	config := func(off, size int, v uint64, seal bool) func(*testing.T, *fakeEngine) []int {
-		return func(_ *testing.T, e *fakeEngine) []int {
-			var b [8]byte
-			binary.LittleEndian.PutUint64(b[:], v)
-			copy(e.memory.ctl[off:off+size], b[:])
-			if seal {
-				e.core.config.CRC32C = e.core.config.checksum()
-			}
-			return nil
-		}
-	}
-	const most = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
-	ctl := ctlBytes(hostileDescs)
-	for name, c := range map[string]struct {
-		tamper func(*testing.T, *fakeEngine) []int
-		want   string
-	}{
-		"wrong magic":           {config(abiConfigMagicOff, 4, 0x32474e53, false), "magic"},
-		"zero magic":            {config(abiConfigMagicOff, 4, 0, false), "magic"},
-		"another major":         {config(abiConfigABIMajorOff, 2, 2, true), "ABI 2.0"},
-		"a flipped byte":        {config(abiConfigRankOff, 1, 1, false), "checksum"},
-		"too many descriptors":  {config(abiConfigDescCountOff, 8, 1<<20, true), "descriptors in"},
-		"2^63 descriptors":      {config(abiConfigDescCountOff, 8, 1<<63, true), "descriptors in"},
-		"15 descriptors":        {config(abiConfigDescCountOff, 8, 15, true), "descriptors in"},
-		"no descriptors":        {config(abiConfigDescCountOff, 8, 0, true), "descriptors in"},
-		"descriptors in zone 1": {config(abiConfigDescOffOff, 8, 65536, true), "offset 65536"},
-		"more data than it has": {config(abiConfigDataBytesOff, 8, hostileData*2, true), "bytes of data"},
-		"less data than it has": {config(abiConfigDataBytesOff, 8, hostileData/2, true), "bytes of data"},
-		"all of it reserve":     {config(abiConfigReserveDescsOff, 8, hostileDescs, true), "reserve"},
-		"rank 7 of 1":           {config(abiConfigRankOff, 4, 7, true), "rank 7"},
-		"no epoch":              {config(abiConfigEpochOff, 8, 0, true), "epoch 0"},
-		"an instance without end": {func(_ *testing.T, e *fakeEngine) []int {
-			for i := range e.core.config.EngineInstance {
-				e.core.config.EngineInstance[i] = 'x'
-			}
-			e.core.config.CRC32C = e.core.config.checksum()
-			return nil
-		}, "NUL"},
-		"ctl that can shrink": {func(t *testing.T, e *fakeEngine) []int {
-			return []int{memfd(t, ctl, unix.F_SEAL_GROW), e.memory.dataFD, e.memory.wk}
-		}, "sealed against"},
-		"data without seals": {func(t *testing.T, e *fakeEngine) []int {
-			return []int{e.memory.ctlFD, memfd(t, hostileData, 0), e.memory.wk}
-		}, "sealed against"},
-		"an empty ctl": {func(t *testing.T, e *fakeEngine) []int {
-			return []int{memfd(t, 0, most), e.memory.dataFD, e.memory.wk}
-		}, "want at least"},
-		"a ctl of three zones": {func(t *testing.T, e *fakeEngine) []int {
-			return []int{memfd(t, abiDescOff, most), e.memory.dataFD, e.memory.wk}
-		}, "want at least"},
-		"empty data": {func(t *testing.T, e *fakeEngine) []int {
-			return []int{e.memory.ctlFD, memfd(t, 0, most), e.memory.wk}
-		}, "want at least"},
-		"data of 2^62 bytes": {func(t *testing.T, e *fakeEngine) []int {
-			return []int{e.memory.ctlFD, memfd(t, 1<<62, most), e.memory.wk}
-		}, "together"},
-		"ctl and data swapped": {func(_ *testing.T, e *fakeEngine) []int {
-			return []int{e.memory.dataFD, e.memory.ctlFD, e.memory.wk}
-		}, "want at least"},
-		"a file as data": {func(t *testing.T, e *fakeEngine) []int {
-			f, err := os.Create(filepath.Join(t.TempDir(), "f"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = f.Close() })
-			return []int{e.memory.ctlFD, int(f.Fd()), e.memory.wk}
-		}, "data is not a memfd"},
-		"pipes":           {func(t *testing.T, _ *fakeEngine) []int { return pipes(t, 3) }, "not an eventfd"},
-		"a memfd as wake": {func(_ *testing.T, e *fakeEngine) []int { return []int{e.memory.ctlFD, e.memory.dataFD, e.memory.ctlFD} }, "not an eventfd"},
-		"an epoll as wake": {func(t *testing.T, e *fakeEngine) []int {
-			fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-			return []int{e.memory.ctlFD, e.memory.dataFD, mustOpen(t, fd, err)}
-		}, "not an eventfd"},
-	} {
+	for name, c := range noRings {
 		t.Run(name, func(t *testing.T) {
 			l, socket := silentListener(t, ListenerOptions{})
 			e := newFakeEngine(t, socket)
@@ -306,62 +322,66 @@ func TestMemoryThatIsNotARingIsRefused(t *testing.T) {
 	}
 }
 
-// An engine that misbehaves between HELLO and the end of its snapshot.
-func TestAHandshakeThatGoesWrongEnds(t *testing.T) {
-	item := func(payload int) []byte {
-		b, err := snapshotItemMessage(snapshotItem{kind: KindRequestOpen, payload: make([]byte, payload)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return b
+func snapshotItemOf(t *testing.T, payloadBytes int) []byte {
+	t.Helper()
+	b, err := snapshotItemMessage(snapshotItem{kind: KindRequestOpen, payload: make([]byte, payloadBytes)})
+	if err != nil {
+		t.Fatal(err)
 	}
-	for name, attack := range map[string]func(t *testing.T, e *fakeEngine) (want string){
-		"nothing at all": func(*testing.T, *fakeEngine) string { return "wait for HELLO" },
-		"a WELCOME instead": func(t *testing.T, e *fakeEngine) string {
-			flood(t, e, 1, welcomeMessage("x"))
-			return "got WELCOME"
-		},
-		"only messages of later versions": func(t *testing.T, e *fakeEngine) string {
-			flood(t, e, 1<<30, sealMessage(newMessage(999, 0)))
-			return ""
-		},
-		"a second HELLO": func(t *testing.T, e *fakeEngine) string {
-			e.hello(t)
-			e.hello(t)
-			e.welcomed(t)
-			return "got HELLO"
-		},
-		"an endless snapshot of large records": func(t *testing.T, e *fakeEngine) string {
-			e.hello(t)
-			e.welcomed(t)
-			flood(t, e, 1<<30, item(MaxControlBytes))
-			return ""
-		},
-		"an endless snapshot of empty records": func(t *testing.T, e *fakeEngine) string {
-			e.hello(t)
-			e.welcomed(t)
-			flood(t, e, 1<<30, item(0))
-			return ""
-		},
-		"a snapshot that counts wrong": func(t *testing.T, e *fakeEngine) string {
-			e.hello(t)
-			e.welcomed(t)
-			flood(t, e, 1, item(3), snapshotEndMessage(snapshotEnd{count: 1 << 31}))
-			return "its end says"
-		},
-		"a start far ahead of the claim": func(t *testing.T, e *fakeEngine) string {
-			e.hello(t)
-			e.welcomed(t)
-			flood(t, e, 1, snapshotEndMessage(snapshotEnd{releaseSeq: 1 << 40}))
-			return "starts at record"
-		},
-		"half a snapshot": func(t *testing.T, e *fakeEngine) string {
-			e.hello(t)
-			e.welcomed(t)
-			flood(t, e, 1, item(3))
-			return "receive snapshot"
-		},
-	} {
+	return b
+}
+
+// handshakeAttacks misbehave between HELLO and the end of the snapshot.
+var handshakeAttacks = map[string]func(t *testing.T, e *fakeEngine) (want string){
+	"nothing at all": func(*testing.T, *fakeEngine) string { return "wait for HELLO" },
+	"a WELCOME instead": func(t *testing.T, e *fakeEngine) string {
+		flood(t, e, 1, welcomeMessage("x"))
+		return "got WELCOME"
+	},
+	"only messages of later versions": func(t *testing.T, e *fakeEngine) string {
+		flood(t, e, 1<<30, sealMessage(newMessage(999, 0)))
+		return ""
+	},
+	"a second HELLO": func(t *testing.T, e *fakeEngine) string {
+		e.hello(t)
+		e.hello(t)
+		e.welcomed(t)
+		return "got HELLO"
+	},
+	"an endless snapshot of large records": func(t *testing.T, e *fakeEngine) string {
+		e.hello(t)
+		e.welcomed(t)
+		flood(t, e, 1<<30, snapshotItemOf(t, MaxControlBytes))
+		return ""
+	},
+	"an endless snapshot of empty records": func(t *testing.T, e *fakeEngine) string {
+		e.hello(t)
+		e.welcomed(t)
+		flood(t, e, 1<<30, snapshotItemOf(t, 0))
+		return ""
+	},
+	"a snapshot that counts wrong": func(t *testing.T, e *fakeEngine) string {
+		e.hello(t)
+		e.welcomed(t)
+		flood(t, e, 1, snapshotItemOf(t, 3), snapshotEndMessage(snapshotEnd{count: 1 << 31}))
+		return "its end says"
+	},
+	"a start far ahead of the claim": func(t *testing.T, e *fakeEngine) string {
+		e.hello(t)
+		e.welcomed(t)
+		flood(t, e, 1, snapshotEndMessage(snapshotEnd{releaseSeq: 1 << 40}))
+		return "starts at record"
+	},
+	"half a snapshot": func(t *testing.T, e *fakeEngine) string {
+		e.hello(t)
+		e.welcomed(t)
+		flood(t, e, 1, snapshotItemOf(t, 3))
+		return "receive snapshot"
+	},
+}
+
+func TestAHandshakeThatGoesWrongEnds(t *testing.T) {
+	for name, attack := range handshakeAttacks {
 		t.Run(name, func(t *testing.T) {
 			l, socket := silentListener(t, ListenerOptions{HandshakeTimeout: 500 * time.Millisecond})
 			e := newFakeEngine(t, socket)

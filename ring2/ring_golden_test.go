@@ -287,7 +287,8 @@ func TestCPeerWritesTheGoldenRing(t *testing.T) {
 		t.Fatal(err)
 	}
 	image := filepath.Join(t.TempDir(), "ring.bin")
-	if out, err := exec.Command(buildC(t, "gcc", "c11", "testdata/peer/peer.c"), "--image", image).CombinedOutput(); err != nil {
+	peer := buildC(t, "gcc", "c11", "testdata/peer/peer.c")
+	if out, err := exec.Command(peer, "--image", image).CombinedOutput(); err != nil {
 		t.Fatalf("peer --image: %v\n%s", err, out)
 	}
 	got, err := os.ReadFile(image)
