@@ -94,9 +94,6 @@ func (n *NATS) serve(c *connection, s *served) {
 	if err == nil {
 		err = sub.SetPendingLimits(maxCommands, 1<<20)
 	}
-	if err == nil {
-		err = c.nc.FlushTimeout(callTimeout)
-	}
 	if err != nil {
 		n.log.Warn("serve commands", "subject", s.subject, "error", err)
 		c.cancel()

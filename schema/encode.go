@@ -143,8 +143,18 @@ func EncodeRequests(h Header, rows []RequestRow) ([]byte, error) {
 }
 
 // EncodeLedger makes one message, as EncodeStats does. Hook and layer are set.
-func EncodeLedger(h Header, rows []LedgerRow) ([]byte, error) {
-	return encodeRows(hookless(h), KindLedger, rows, func(b *batchBuilder, r *LedgerRow) (uint64, uint32) {
+func EncodeLedger(h Header, rows []LedgerRow) ([]byte, error) { return encodeLedger(hookless(h), rows) }
+
+// EncodeRefusals is EncodeLedger for facts about refused messages of one chain of
+// vectors or stats: hook and layer are those of that chain, Shard is twice its
+// shard, plus 1 for stats.
+func EncodeRefusals(h Header, rows []LedgerRow) ([]byte, error) {
+	h.ShardCount, h.DType, h.Shape, h.Ragged = 0, "", nil, false
+	return encodeLedger(h, rows)
+}
+
+func encodeLedger(h Header, rows []LedgerRow) ([]byte, error) {
+	return encodeRows(h, KindLedger, rows, func(b *batchBuilder, r *LedgerRow) (uint64, uint32) {
 		b.u64(r.Seq)
 		b.u32(r.Row)
 		b.text(r.Fact)
