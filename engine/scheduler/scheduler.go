@@ -99,6 +99,14 @@ func New(o Options) (*Scheduler, error) {
 // blocks hold.
 func (s *Scheduler) Context() int { return s.context }
 
+// Stopping says whether new requests are refused since the engine is about to
+// end.
+func (s *Scheduler) Stopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
+}
+
 // Run computes until ctx ends and, after that, until the open requests have
 // finished or DrainLimit has passed; those that are left end as aborted. It
 // returns an error only when the recorder fails.
