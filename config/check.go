@@ -45,10 +45,16 @@ func (w *walk) checkBus(b Bus) {
 		u, err := url.Parse(b.URL)
 		if err != nil || u.Host == "" || (u.Scheme != "nats" && u.Scheme != "tls") {
 			w.wrong("bus.url", "not the address of a NATS server; write nats://host:4222")
+		} else if u.User != nil {
+			w.secret("bus.url", "holds a login; write bus.user, and the password into "+PasswordVariable+
+				" or the file named by bus.password_file")
 		}
 		if _, both := w.lines["bus.embedded"]; both {
 			w.wrong("bus.embedded", "the embedded bus does not run beside bus.url; remove one of the two")
 		}
+	}
+	if b.URL == "" && (b.User != "" || b.PasswordFile != "") {
+		w.missing("bus", "bus.user", "a login without bus.url; the embedded bus has none, so write bus.url or remove it")
 	}
 	e := b.Embedded
 	w.required("bus.embedded.store_dir", e.StoreDir)
@@ -115,7 +121,14 @@ func (w *walk) missing(at, key, want string) {
 			n = 1
 		}
 	}
-	w.problems = append(w.problems, Problem{Line: n, Key: key, Value: clip(value), Want: want})
+	w.problems = append(w.problems, Problem{Line: n, Key: key, Value: clip(value),
+		Want: want + foreign(value)})
+}
+
+// secret is wrong without showing the value, which must not reach a log.
+func (w *walk) secret(path, want string) {
+	w.values[path] = "(hidden)"
+	w.wrong(path, want)
 }
 
 func (w *walk) oneOf(path, value string, allowed ...string) {

@@ -22,9 +22,11 @@ type Config struct {
 // Bus says where messages go: to a broker of one's own at URL, or to the NATS
 // server inside this binary.
 type Bus struct {
-	URL      string   `yaml:"url"`
-	Embedded Embedded `yaml:"embedded"`
-	Stream   string   `yaml:"stream"`
+	URL          string   `yaml:"url"`
+	User         string   `yaml:"user"`
+	PasswordFile string   `yaml:"password_file"`
+	Embedded     Embedded `yaml:"embedded"`
+	Stream       string   `yaml:"stream"`
 }
 
 // Embedded configures the NATS server inside this binary. It runs only while

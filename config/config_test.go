@@ -1,51 +1,58 @@
 package config
 
 import (
+	"encoding/json"
 	"errors"
 	"flag"
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden errors in testdata")
 
-// Every wrong file gives exactly the error beside it.
+// wrongCase is one section of testdata/wrong.md: a file, and the answer to it.
+var wrongCase = regexp.MustCompile("(?s)## ([a-z0-9_]+)\n\n```yaml\n(.*?)\n```\n\n((?:> [^\n]*\n)+)")
+
+const wrongPage = "testdata/wrong.md"
+
 func TestWrongFilesSayWhatToWrite(t *testing.T) {
-	files, err := filepath.Glob("testdata/wrong/*.yaml")
-	if err != nil || len(files) < 15 {
-		t.Fatalf("found %d wrong files (%v); want at least 15", len(files), err)
+	page, err := os.ReadFile(wrongPage)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = Parse(filepath.Base(file), text)
+	cases := wrongCase.FindAllStringSubmatch(string(page), -1)
+	if len(cases) < 40 {
+		t.Fatalf("found %d wrong files in %s; want at least 40", len(cases), wrongPage)
+	}
+	text := string(page)
+	for _, c := range cases {
+		name, file := c[1]+".yaml", c[2]
+		_, err := Parse(name, []byte(file+"\n"))
 		var wrong *Error
 		if !errors.As(err, &wrong) {
-			t.Errorf("%s: got error %v; want an *Error", file, err)
+			t.Errorf("%s: got error %v; want an *Error", name, err)
 			continue
 		}
 		for _, p := range wrong.Problems {
 			if p.Line < 1 || p.Key == "" || p.Want == "" {
-				t.Errorf("%s: incomplete problem %+v", file, p)
+				t.Errorf("%s: incomplete problem %+v", name, p)
 			}
 		}
-		golden := strings.TrimSuffix(file, ".yaml") + ".txt"
+		got := "> " + strings.ReplaceAll(err.Error(), "\n", "\n> ") + "\n"
 		if *update {
-			if err := os.WriteFile(golden, []byte(err.Error()+"\n"), 0o644); err != nil {
-				t.Fatal(err)
-			}
+			section := "## " + c[1] + "\n\n```yaml\n" + file + "\n```\n\n"
+			text = strings.Replace(text, section+c[3], section+got, 1)
+		} else if got != c[3] {
+			t.Errorf("%s:\ngot  %swant %s", name, got, c[3])
 		}
-		want, err2 := os.ReadFile(golden)
-		if err2 != nil {
-			t.Fatal(err2)
-		}
-		if got := err.Error() + "\n"; got != string(want) {
-			t.Errorf("%s:\ngot  %swant %s", file, got, want)
+	}
+	if *update {
+		if err := os.WriteFile(wrongPage, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -142,6 +149,81 @@ func TestConfigMDNamesEveryKey(t *testing.T) {
 	for _, key := range Keys() {
 		if !strings.Contains(string(text), "| `"+key+"` |") {
 			t.Errorf("CONFIG.md has no row for %s", key)
+		}
+	}
+}
+
+func TestAPasswordNeverStandsInAMessage(t *testing.T) {
+	_, err := Parse("login.yaml", []byte("bus:\n  url: nats://sonde:hunter2@broker:4222\n"))
+	if err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("got %v; want an error without the password", err)
+	}
+}
+
+func TestTheEnvironmentGoesBeforeThePasswordFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(file, []byte("of the file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := Bus{User: "sonde", PasswordFile: file}
+	if got, err := b.Password(); err != nil || got != "of the file" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	t.Setenv(PasswordVariable, "of the environment")
+	if got, err := b.Password(); err != nil || got != "of the environment" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	t.Setenv(PasswordVariable, "")
+	b.PasswordFile += ".missing"
+	if _, err := b.Password(); err == nil {
+		t.Error("a missing password file is no error")
+	}
+}
+
+func TestEveryKeyIsExplained(t *testing.T) {
+	page, err := os.ReadFile("../CONFIG.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range Keys() {
+		found, err := Explain(string(page), key)
+		if err != nil || len(found) != 1 || found[0].Key != key || found[0].Text == "" || found[0].Type == "" {
+			t.Errorf("%s: got %+v, %v", key, found, err)
+		}
+	}
+	if found, err := Explain(string(page), "agent.dead_letter"); err != nil || len(found) != 2 {
+		t.Errorf("a block: got %+v, %v", found, err)
+	}
+	if _, err := Explain(string(page), "agent.linger"); err == nil || !strings.Contains(err.Error(), "agent.linger_ms") {
+		t.Errorf("a slip: got %v", err)
+	}
+}
+
+// The schema must let every valid example pass and know every key; editors do the rest.
+func TestTheSchemaKnowsEveryKey(t *testing.T) {
+	page, err := os.ReadFile("../CONFIG.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := JSONSchema(string(page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var schema map[string]any
+	if err := json.Unmarshal(text, &schema); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range Keys() {
+		at := schema
+		for _, part := range strings.Split(key, ".") {
+			properties, _ := at["properties"].(map[string]any)
+			at, _ = properties[strings.TrimSuffix(part, "[]")].(map[string]any)
+			if strings.HasSuffix(part, "[]") {
+				at, _ = at["items"].(map[string]any)
+			}
+		}
+		if at == nil || at["description"] == nil {
+			t.Errorf("the schema has no description of %s", key)
 		}
 	}
 }

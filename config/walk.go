@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"sort"
 	"strings"
+	"unicode"
 
 	"github.com/goccy/go-yaml/ast"
 )
@@ -24,7 +25,18 @@ var (
 )
 
 func (w *walk) add(node ast.Node, key, value, want string) {
-	w.problems = append(w.problems, Problem{Line: line(node), Key: key, Value: clip(value), Want: want})
+	w.problems = append(w.problems, Problem{Line: line(node), Key: key, Value: clip(value), Want: want + foreign(key+value)})
+}
+
+// foreign names the first character outside ASCII of what is wrong: people cannot
+// see that a letter, a blank or a minus sign is another one that looks the same.
+func foreign(text string) string {
+	for _, r := range text {
+		if r > unicode.MaxASCII {
+			return fmt.Sprintf("; it holds %+q (%c, U+%04X), which may look like a plain character and is none", r, r, r)
+		}
+	}
+	return ""
 }
 
 func (w *walk) root(node ast.Node) { w.value(node, "", reflect.TypeFor[Config]()) }
