@@ -1,0 +1,217 @@
+// Package detector judges requests while they run: it reads rows of one hook from
+// the bus, scores each token with a bundle, raises an alert when the aggregated
+// score of a request crosses a level, and may have the engine stop the request.
+//
+// A bundle (Bundle) is a folder that binds weights, thresholds and test vectors to
+// the model they were made for. A Track judges one sample of a request; it is the
+// same code here and in training. Runtime feeds tracks from the bus.
+package detector
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"sonde/bus"
+	"sonde/schema"
+)
+
+// Modes of a detector.
+const (
+	ModeShadow  = "shadow"  // score and publish, so that somebody can look
+	ModeAlert   = "alert"   // the same, and a verdict means what it says
+	ModeEnforce = "enforce" // at level stop, have the engine end the request
+)
+
+// Actions of a detection.
+const (
+	ActionNone  = "none"
+	ActionAbort = "abort"
+)
+
+// Bounds of a runtime.
+const (
+	maxSamples      = 1 << 16 // samples of requests that are known at a time; beyond, the idlest is forgotten
+	maxChains       = 1 << 12 // chains whose watermark is known
+	maxDeferred     = 1 << 14 // alerts that wait for the end of the catch-up
+	maxAborts       = 256     // commands that wait for an answer
+	maxUnpublished  = 1 << 10 // detections that wait for the publisher
+	idleTTL         = 10 * time.Minute
+	endedTTL        = 30 * time.Second // late rows of an ended request find it this long
+	problemTTL      = time.Minute      // a refused binding stays visible so long after the last refused row
+	sweepInterval   = time.Second
+	quietCatchUp    = 500 * time.Millisecond // nothing to read for so long: the catch-up is over
+	shutdownGrace   = 3 * time.Second        // for detections that are not published yet
+	defaultLookback = idleTTL
+	defaultWindow   = 10 * time.Second
+)
+
+// Use is a bundle at work.
+type Use struct {
+	Bundle *Bundle
+	Mode   string // shadow | alert | enforce
+}
+
+// Score is one judged token.
+type Score struct {
+	Detector  string // name of the bundle
+	Epoch     uint64 // of the engine
+	Number    uint64
+	Request   string
+	Sample    int32
+	Position  int32
+	Raw       float32 // of this token alone
+	Score     float32 // aggregated up to this token: what the thresholds judge
+	CaptureNS int64   // wall clock of the step's claim, ns since 1970
+	VerdictNS int64   // wall clock of the verdict
+}
+
+// Options of a Runtime. Zero durations mean the default in brackets.
+type Options struct {
+	Bus       bus.Bus
+	Detectors []Use // at least one, of different names
+
+	// OnScore gets every judged token and OnDetection every row of the detections
+	// that is handed to the bus, both in process. They are called from the runtime's
+	// goroutines and must not block.
+	OnScore     func(Score)
+	OnDetection func(schema.DetectionRow)
+
+	AbortWindow time.Duration // a request is stopped only so long after the capture of the deciding token [10 s]
+	Lookback    time.Duration // how much of the stream a start reads again, to know the open requests [10 min]
+	Logger      *slog.Logger
+	Registerer  prometheus.Registerer
+}
+
+// Runtime runs detectors on a bus. Its state is in memory: a start reads the last
+// minutes of the stream again and repeats no alert that is published there.
+type Runtime struct {
+	o       Options
+	epoch   uint64 // of this run: the chain of its detections
+	judges  []*judge
+	chains  *lru[schema.ChainKey, *chain]
+	open    *lru[sampleKey, *sample]
+	ended   *lru[sampleKey, *sample]
+	metrics *metrics
+	now     func() time.Time
+
+	catchUp *catchUp // nil once caught up
+	queue   chan outgoing
+	aborts  chan struct{} // one token per running command
+	running sync.WaitGroup
+
+	mu       sync.Mutex // leaf: guards problems
+	problems map[string]problem
+}
+
+// judge is one detector of a runtime.
+type judge struct {
+	index   int
+	bundle  *Bundle
+	mode    string
+	breaker breaker
+	metrics judgeMetrics
+	unseen  int // requests in a row that ended without one row for this detector
+}
+
+// New checks the options.
+func New(o Options) (*Runtime, error) {
+	if len(o.Detectors) == 0 {
+		return nil, fmt.Errorf("start the detector: there is no bundle; name one under detectors in the configuration")
+	}
+	fillDuration(&o.AbortWindow, defaultWindow)
+	fillDuration(&o.Lookback, defaultLookback)
+	var epoch [8]byte
+	_, _ = rand.Read(epoch[:]) // never fails: it ends the program instead
+	r := &Runtime{o: o, epoch: binary.LittleEndian.Uint64(epoch[:]), chains: newLRU[schema.ChainKey, *chain](),
+		open: newLRU[sampleKey, *sample](), ended: newLRU[sampleKey, *sample](), metrics: newMetrics(o.Registerer),
+		now: time.Now, queue: make(chan outgoing, maxUnpublished), aborts: make(chan struct{}, maxAborts),
+		problems: map[string]problem{}}
+	names := map[string]string{}
+	for i, u := range o.Detectors {
+		name := u.Bundle.Manifest.Name
+		if other, twice := names[name]; twice {
+			return nil, fmt.Errorf("start the detector: bundles %s and %s are both named %s; give one another name", other,
+				u.Bundle.Dir, name)
+		}
+		names[name] = u.Bundle.Dir
+		if u.Mode != ModeShadow && u.Mode != ModeAlert && u.Mode != ModeEnforce {
+			return nil, fmt.Errorf("start the detector: mode %q of bundle %s; want shadow, alert or enforce", clip(u.Mode),
+				u.Bundle.Dir)
+		}
+		r.judges = append(r.judges, &judge{index: i, bundle: u.Bundle, mode: u.Mode,
+			breaker: breaker{rate: u.Bundle.Manifest.Limits.MaxStopRate}, metrics: r.metrics.of(name)})
+	}
+	return r, nil
+}
+
+func fillDuration(d *time.Duration, otherwise time.Duration) {
+	if *d == 0 {
+		*d = otherwise
+	}
+}
+
+// problem is a reason why a detector does not judge what it should.
+type problem struct {
+	sentence string
+	expires  time.Time // zero: stays until it is solved
+}
+
+// Problems lists, one sentence each, why a detector does not judge what it should:
+// rows that it must refuse, rows that never come, an open circuit breaker. Empty
+// means ready. It may be called from any goroutine.
+func (r *Runtime) Problems() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []string
+	for _, j := range r.judges {
+		for _, kind := range []string{problemBinding, problemUnseen, problemBreaker} {
+			if p, ok := r.problems[kind+j.bundle.Manifest.Name]; ok {
+				out = append(out, p.sentence)
+			}
+		}
+	}
+	return out
+}
+
+// Kinds of problems: each detector has at most one of each.
+const (
+	problemBinding = "binding "
+	problemUnseen  = "unseen "
+	problemBreaker = "breaker "
+)
+
+// raise makes a problem visible and logs it when it is new.
+func (r *Runtime) raise(j *judge, kind, sentence string, expires time.Time) {
+	name := j.bundle.Manifest.Name
+	r.mu.Lock()
+	old := r.problems[kind+name]
+	r.problems[kind+name] = problem{sentence: sentence, expires: expires}
+	r.mu.Unlock()
+	j.metrics.ready.Set(0)
+	if old.sentence != sentence {
+		r.o.Logger.Error("detector does not judge what it should", "detector", name, "problem", sentence)
+	}
+}
+
+// solve takes a problem away.
+func (r *Runtime) solve(j *judge, kind string) {
+	name := j.bundle.Manifest.Name
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.problems, kind+name)
+	left := 0
+	for _, k := range []string{problemBinding, problemUnseen, problemBreaker} {
+		if _, ok := r.problems[k+name]; ok {
+			left++
+		}
+	}
+	if left == 0 {
+		j.metrics.ready.Set(1)
+	}
+}

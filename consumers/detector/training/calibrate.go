@@ -1,0 +1,128 @@
+package training
+
+import (
+	"math"
+	"slices"
+	"sort"
+
+	"sonde/consumers/detector"
+)
+
+// confidence of the stated bounds.
+const confidence = 0.95
+
+// Operating is a threshold and what it does to the held-out requests.
+type Operating struct {
+	Threshold    float32
+	Target       float64 // false-alarm rate aimed at
+	Measured     detector.Measured
+	MedianTokens int // judged tokens until a detected positive request crossed, half of them earlier
+	// Shown is how many clean requests without a false alarm it would take to show the
+	// target with 95 % confidence.
+	Shown int
+}
+
+func (o Operating) level(name string) detector.Level {
+	return detector.Level{Name: name, Threshold: o.Threshold, FalseAlarmRate: o.Target, Measured: o.Measured}
+}
+
+// operate picks the threshold for a false-alarm rate and judges every request by it.
+//
+// A request alarms when its largest aggregated score is above the threshold, which is
+// the (k+1)-th largest score of the n clean requests, so k of them alarm. For a
+// continuous score the rate of a future clean request is then Beta(k+1, n-k)
+// distributed, with mean (k+1)/(n+1): k is the largest for which that mean does not
+// exceed the target. The quantile of that distribution is the Clopper-Pearson upper
+// bound for k of n, so the bound holds although the same requests chose the threshold
+// (Wilks, "Determination of sample sizes for setting tolerance limits", 1941).
+// With too few clean requests k is 0: nothing lower can be calibrated.
+func operate(requests []*heldOut, clean []float64, target float64) Operating {
+	sorted := slices.Clone(clean)
+	sort.Sort(sort.Reverse(sort.Float64Slice(sorted)))
+	n := len(sorted)
+	k := max(0, int(math.Floor(target*float64(n+1)+1e-9))-1)
+	o := Operating{Threshold: float32(sorted[min(k, n-1)]), Target: target,
+		Shown: int(math.Ceil(math.Log(1-confidence) / math.Log1p(-target)))}
+	o.Measured.CleanRequests = n
+	var tokens []int
+	for _, r := range requests {
+		crossed := r.crossing(o.Threshold)
+		switch {
+		case r.positive:
+			o.Measured.Positives++
+			if crossed > 0 {
+				o.Measured.Detected++
+				tokens = append(tokens, crossed)
+			}
+		case crossed > 0:
+			o.Measured.FalseAlarms++
+		}
+	}
+	o.Measured.UpperBound95 = rounded(upperBound(o.Measured.FalseAlarms, n))
+	if len(tokens) > 0 {
+		sort.Ints(tokens)
+		o.MedianTokens = tokens[(len(tokens)-1)/2]
+	}
+	return o
+}
+
+// crossing is after how many judged tokens the first sample of a request crossed; 0:
+// never.
+func (h *heldOut) crossing(threshold float32) int {
+	first := 0
+	for _, scores := range h.samples {
+		for i, s := range scores {
+			if s > threshold && (first == 0 || i+1 < first) {
+				first = i + 1
+			}
+		}
+	}
+	return first
+}
+
+// upperBound is the upper end of the one-sided Clopper-Pearson interval for k of n:
+// the share at which k or fewer would be seen with probability 1 - confidence.
+func upperBound(k, n int) float64 {
+	if k >= n {
+		return 1
+	}
+	low, high := 0.0, 1.0
+	for range 60 {
+		if p := (low + high) / 2; atMost(k, n, p) > 1-confidence {
+			low = p
+		} else {
+			high = p
+		}
+	}
+	return high
+}
+
+// atMost is the probability of at most k successes in n trials.
+func atMost(k, n int, p float64) float64 {
+	if p <= 0 {
+		return 1
+	}
+	logGamma := func(x int) float64 { v, _ := math.Lgamma(float64(x)); return v }
+	sum := 0.0
+	for i := range k + 1 {
+		sum += math.Exp(logGamma(n+1) - logGamma(i+1) - logGamma(n-i+1) + float64(i)*math.Log(p) +
+			float64(n-i)*math.Log1p(-p))
+	}
+	return sum
+}
+
+// auroc is the chance that a positive request scores above a clean one, ties counting
+// half.
+func auroc(positive, clean []float64) float64 {
+	all := make([]float64, 0, len(positive)+len(clean))
+	all = append(append(all, positive...), clean...)
+	sort.Float64s(all)
+	ranks := 0.0 // of the positives, from 1, ties sharing their mean
+	for _, v := range positive {
+		below := sort.SearchFloat64s(all, v)
+		upTo := sort.Search(len(all), func(i int) bool { return all[i] > v })
+		ranks += float64(below+1+upTo) / 2
+	}
+	p, c := float64(len(positive)), float64(len(clean))
+	return (ranks - p*(p+1)/2) / (p * c)
+}
