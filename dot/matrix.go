@@ -33,16 +33,23 @@ func (m *Matrix) Cols() int { return m.cols }
 // dst[j*Rows()+i] is row i times x[j*Cols():][:Cols()]. Several goroutines may
 // share the rows of one product between them: from is a multiple of Group, and
 // to one or the last row. Each element has the same bits whatever n, from and to
-// are. Weights are read from memory once for all inputs.
+// are. Weights are read from memory once for 16 inputs, which stay in the
+// processor's nearest cache meanwhile.
 func (m *Matrix) Mul(dst, x []float32, n, from, to int) {
 	if from < 0 || to > m.rows || from%Group != 0 || to%Group != 0 && to != m.rows ||
 		len(dst) < n*m.rows || len(x) < n*m.cols {
 		panic(fmt.Sprintf("BUG: rows %d to %d of a matrix of %d by %d times %d inputs, %d elements into %d",
 			from, to, m.rows, m.cols, n, len(x), len(dst)))
 	}
-	for i := from; i < to && n > 0; i += Group {
-		rows := min(Group, to-i)
-		mulRows(dst[i:], m.rows, m.words[i*m.cols:(i+rows)*m.cols], x, m.cols, n)
+	for n > 0 {
+		few := min(n, 16)
+		for i := from; i < to; i += Group {
+			rows := min(Group, to-i)
+			mulRows(dst[i:], m.rows, m.words[i*m.cols:(i+rows)*m.cols], x, m.cols, few)
+		}
+		if n -= few; n > 0 {
+			dst, x = dst[few*m.rows:], x[few*m.cols:]
+		}
 	}
 }
 
