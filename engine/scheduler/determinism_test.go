@@ -142,6 +142,47 @@ func TestPrefixCacheServesNoOtherAdapter(t *testing.T) {
 	g.finish(t)
 }
 
+// Of a prefix that is forgotten in part, the start has to stay: without it the
+// end cannot be found.
+func TestEndOfAPrefixIsForgottenFirst(t *testing.T) {
+	g := newRig(t, newTiny(), func(o *Options) { o.PrefixCache, o.Blocks = true, 6 }).start()
+	r := Request{ID: "r", Prompt: []int32{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3}, Samples: 1, MaxTokens: 1,
+		Sampling: Sampling{TopP: 1}}
+	collect(t, submit(t, g.Scheduler, r), 1) // Leaves three full blocks.
+	other := r
+	other.Prompt = []int32{9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9} // Needs four of six.
+	collect(t, submit(t, g.Scheduler, other), 1)
+	before := g.counted("sonde_engine_prefix_hit_tokens_total")
+	collect(t, submit(t, g.Scheduler, r), 1)
+	if hits := g.counted("sonde_engine_prefix_hit_tokens_total") - before; hits != 8 {
+		t.Errorf("%v tokens were still known, not 8", hits)
+	}
+	g.finish(t)
+}
+
+// flat gives every token the same logit.
+type flat struct{ model.Model }
+
+func (flat) Forward([]model.Range, model.Tap) error { return nil }
+
+// A generator that draws the same number for each token or sample repeats itself.
+func TestEachTokenIsDrawnAnew(t *testing.T) {
+	r := Request{ID: "r", Prompt: []int32{1}, Samples: 3, MaxTokens: 20,
+		Sampling: Sampling{Temperature: 1, TopP: 1, Seed: 1}}
+	flatModel := func() model.Model { return flat{newArithmetic()} }
+	got := alone(t, flatModel, r)
+	seen := map[int32]int{}
+	for _, x := range got {
+		for _, id := range x.tokens {
+			seen[id]++
+		}
+	}
+	r.Sampling.Seed = 2
+	if len(seen) < 45 || sameResults(got, alone(t, flatModel, r)) {
+		t.Errorf("only %d different tokens of 60: %s", len(seen), describe(got))
+	}
+}
+
 // A cached block must be found by its whole past, not by its own tokens.
 func TestPrefixCacheServesNoOtherPast(t *testing.T) {
 	root := rootHash("")

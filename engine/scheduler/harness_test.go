@@ -120,14 +120,21 @@ func (r *recorder) Step(ranges []model.Range, phases []ring2.Phase) (uint64, err
 	if r.stepErr != nil {
 		return 0, r.stepErr
 	}
-	seen := map[uint64]bool{}
+	seen, prefill := map[uint64]bool{}, 0
 	for i := range ranges {
 		g := &ranges[i]
+		if phases[i] != ring2.PhaseDecode {
+			prefill += len(g.Tokens)
+		}
 		if seen[g.Number] {
 			r.t.Errorf("step %d holds two ranges of number %d", r.steps, g.Number)
 		}
 		seen[g.Number] = true
 		r.checkRange(g, phases[i])
+	}
+	if len(ranges) > r.s.o.MaxBatch || prefill > r.s.o.PrefillChunk {
+		r.t.Errorf("step %d has %d sequences and %d prompt tokens; at most %d and %d", r.steps, len(ranges), prefill,
+			r.s.o.MaxBatch, r.s.o.PrefillChunk)
 	}
 	r.checkBlocks()
 	if r.onStep != nil {
@@ -140,7 +147,8 @@ func (r *recorder) Step(ranges []model.Range, phases []ring2.Phase) (uint64, err
 // and that passes count from 0 upward without a gap.
 func (r *recorder) checkRange(g *model.Range, phase ring2.Phase) {
 	o, open := r.opens[g.Number]
-	if _, over := r.ends[g.Number]; over || !open || o.ExternalID != g.Request || int(o.Sample) != g.Sample {
+	if _, over := r.ends[g.Number]; over || !open || len(g.Tokens) == 0 ||
+		o.ExternalID != g.Request || int(o.Sample) != g.Sample {
 		r.t.Errorf("range %+v belongs to no open sequence", g)
 	}
 	passes := r.computed[g.Number]

@@ -146,9 +146,7 @@ func (s *Scheduler) receive() {
 		a.answer <- out
 	}
 	for _, t := range in.withdrawn {
-		if t.request.open > 0 {
-			s.endRequest(t.request, ring2.FinishDisconnect)
-		}
+		s.endRequest(t.request, ring2.FinishDisconnect)
 	}
 }
 

@@ -114,6 +114,11 @@ func TestAbortFromTheRingMustMatchInEverything(t *testing.T) {
 	if again, same := g.AbortSequence(good); again != ring2.AbortFinished || same != length {
 		t.Errorf("delivered twice: %v at %d, not %d", again, same, length)
 	}
+	forged := good
+	forged.EngineID = strings.Repeat("0", 32)
+	if outcome, _ := g.AbortSequence(forged); outcome != ring2.AbortUnknown {
+		t.Errorf("forged after the end: %v", outcome)
+	}
 	got := collect(t, ticket, 2)
 	if got[1].reason != ring2.FinishDetector || got[0].reason == ring2.FinishDetector {
 		t.Errorf("ended by %v and %v", got[0].reason, got[1].reason)
