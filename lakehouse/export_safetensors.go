@@ -10,8 +10,8 @@ import (
 	"sonde/safetensors"
 )
 
-var safetensorsTypes = map[string]string{"f32": "F32", "f16": "F16", "bf16": "BF16", "f8e4m3": "F8_E4M3", "f8e5m2": "F8_E5M2",
-	"i32": "I32", "u8": "U8", "i64": "I64", "u16": "U16", "i8": "I8"}
+var safetensorsTypes = map[string]string{"f32": "F32", "f16": "F16", "bf16": "BF16", "f8e4m3": "F8_E4M3",
+	"f8e5m2": "F8_E5M2", "i32": "I32", "u8": "U8", "i64": "I64", "u16": "U16", "i8": "I8"}
 
 // WriteSafetensors writes the tensors values, bit for bit in their dtype, and
 // positions and passes, I32, one for each row. Of ragged rows, values holds all

@@ -14,6 +14,10 @@ import (
 // ErrNoLake: the folder holds no lake. It is wrapped with what to do.
 var ErrNoLake = errors.New("no lake here")
 
+// MaxForgotten bounds State.Forgotten. Beyond it, every epoch without chains may
+// be one whose chains were dropped.
+const MaxForgotten = 1 << 16
+
 // State is what the log says up to an entry. A State that was handed out does not
 // change; Next makes the following one.
 type State struct {
@@ -25,7 +29,7 @@ type State struct {
 	Files     []File            // in the order of the commits
 	Chains    map[string]string // states of chains
 	Closed    map[string]int64  // epochs that ended, and the wall clock of the commit
-	Forgotten map[string]bool   // epochs whose chains were dropped: only the files know their rows
+	Forgotten map[string]bool   // epochs whose chains were dropped, up to MaxForgotten: the files know their rows
 	Totals    Totals
 
 	manifests  []manifestRef
@@ -201,7 +205,9 @@ func (s *State) apply(e *Entry) error {
 		s.Closed[epoch] = e.WallNS
 	}
 	for _, epoch := range e.Forgotten {
-		s.Forgotten[epoch] = true
+		if len(s.Forgotten) < MaxForgotten {
+			s.Forgotten[epoch] = true
+		}
 		delete(s.Closed, epoch)
 		for key := range s.Chains {
 			if len(key) > len(epoch) && key[:len(epoch)] == epoch {

@@ -2,10 +2,12 @@ package table
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"sonde/schema"
 )
@@ -20,11 +22,48 @@ type Message struct {
 	origin Origin
 }
 
-// NewMessage prepares a message.
-func NewMessage(b *schema.Batch) *Message {
+// NewMessage prepares a message. Text that is no UTF-8 is an error: one such value
+// makes other engines refuse the whole file.
+func NewMessage(b *schema.Batch) (*Message, error) {
 	h := &b.Header
-	return &Message{Batch: b, table: tableOf(h), epoch: epochText(h.Epoch), shape: shapeText(h.Shape),
+	m := &Message{Batch: b, table: tableOf(h), epoch: epochText(h.Epoch), shape: shapeText(h.Shape),
 		codec: codecs[h.DType], origin: originOf(h)}
+	if !allUTF8(h.Tenant, h.Engine, h.Hook, h.Model, h.Revision, h.WeightsDigest, h.Quantisation, h.EngineVersion,
+		h.PolicyVersion) {
+		return nil, errors.New("a text of the header is not UTF-8")
+	}
+	for i := range b.Len() {
+		if !m.rowIsUTF8(i) {
+			return nil, fmt.Errorf("a text of row %d is not UTF-8", i)
+		}
+	}
+	return m, nil
+}
+
+func allUTF8(texts ...string) bool {
+	return !slices.ContainsFunc(texts, func(s string) bool { return !utf8.ValidString(s) })
+}
+
+func (m *Message) rowIsUTF8(i int) bool {
+	switch m.Header.Kind {
+	case schema.KindVectors:
+		return utf8.ValidString(m.Vector(i).Request)
+	case schema.KindStats:
+		return utf8.ValidString(m.Stats(i).Request)
+	case schema.KindRequests:
+		r := m.RequestAt(i)
+		for k, v := range r.Labels {
+			if !allUTF8(k, v) {
+				return false
+			}
+		}
+		return allUTF8(r.Event, r.Request, r.EngineID, r.Tenant, r.Adapter, r.TraceParent, r.Reason)
+	case schema.KindLedger:
+		r := m.Ledger(i)
+		return allUTF8(r.Fact, r.Request, r.Entries, r.Outcome, r.Reason, r.Hook, r.Detail)
+	}
+	r := m.Detection(i)
+	return allUTF8(r.ID, r.Detector, r.Version, r.Digest, r.Level, r.Mode, r.Request, r.Action, r.Outcome)
 }
 
 // Table is where the rows of the message belong.

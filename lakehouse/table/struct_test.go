@@ -23,7 +23,11 @@ func decoded(t testing.TB, msg []byte, err error) *Message {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return NewMessage(b)
+	m, err := NewMessage(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
 }
 
 func writeTable(t testing.TB, refs []Ref) *bytes.Reader {
@@ -216,6 +220,41 @@ func TestFieldIDsMeanTheSameColumnInAllTables(t *testing.T) {
 				t.Errorf("%s: field id %d twice", table, f.ID())
 			}
 			own[f.ID()] = true
+		}
+	}
+}
+
+func TestTextThatIsNotUTF8IsRefusedBeforeItSpoilsAFile(t *testing.T) {
+	h := plainHeader()
+	bad := "\xff"
+	requests := func(r schema.RequestRow) []byte {
+		msg, err := schema.EncodeRequests(h, []schema.RequestRow{r})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return msg
+	}
+	ledger, err := schema.EncodeLedger(schema.Header{}, []schema.LedgerRow{{Detail: bad}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	detection, err := schema.EncodeDetections(h, []schema.DetectionRow{{Level: bad}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stats, err := schema.EncodeStats(h, []schema.StatsRow{{Request: bad}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, msg := range [][]byte{requests(schema.RequestRow{Request: bad}), ledger, detection, stats,
+		requests(schema.RequestRow{Labels: map[string]string{bad: "x"}}),
+		requests(schema.RequestRow{Labels: map[string]string{"x": bad}})} {
+		b, err := schema.Decode(msg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := NewMessage(b); err == nil {
+			t.Errorf("message %d was taken", i)
 		}
 	}
 }

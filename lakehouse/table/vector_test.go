@@ -47,7 +47,11 @@ func vectorMessage(t testing.TB, h schema.Header, rows []schema.VectorRow) *Mess
 	if err != nil {
 		t.Fatal(err)
 	}
-	return NewMessage(b)
+	m, err := NewMessage(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
 }
 
 func refsOf(messages ...*Message) []Ref {

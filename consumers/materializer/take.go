@@ -1,0 +1,185 @@
+package materializer
+
+import (
+	"fmt"
+	"slices"
+
+	"sonde/bus"
+	"sonde/lakehouse/commitlog"
+	"sonde/lakehouse/table"
+	"sonde/schema"
+)
+
+// take reads one message. A message that cannot be read goes to the dead letters
+// and never stops the stream; errors are those of the lake.
+func (m *Materializer) take(d bus.Delivery) error {
+	m.metrics.messages.Inc()
+	m.pending.read(d.Seq)
+	m.oldest.CompareAndSwap(0, d.Stored.UnixNano()) // finish sets 0 in this goroutine
+	msg, err := decode(d.Data)
+	if err != nil {
+		return m.bury(d, err)
+	}
+	stored, err := m.store(msg)
+	if stored > 0 {
+		m.pending.bytes += int64(len(d.Data))
+	}
+	return err
+}
+
+func decode(data []byte) (*table.Message, error) {
+	b, err := schema.Decode(data)
+	if err != nil {
+		return nil, err
+	}
+	return table.NewMessage(b)
+}
+
+// store adds the rows of a message that the table does not have, and marks all of
+// them as seen, with everything since the message before it in its chain.
+func (m *Materializer) store(msg *table.Message) (stored int, err error) {
+	h := &msg.Header
+	chain, err := m.chains.of(h.Chain())
+	if err != nil {
+		return 0, err
+	}
+	inTable, err := m.askTable(chain, msg)
+	if err != nil {
+		return 0, err
+	}
+	at := 0 // index of the span's first row
+	for _, s := range h.Spans {
+		chain.unseen(s, func(first, rows uint32) {
+			for from := 0; from < int(rows); {
+				run := 0
+				for from+run < int(rows) && !inTable[schema.Cursor{Seq: s.Seq, Row: first + uint32(from+run)}] {
+					run++
+				}
+				if run > 0 {
+					m.pending.add(msg, at+int(first-s.First)+from, run)
+					stored += run
+				}
+				from += run + 1 // behind a row that the table has
+			}
+		})
+		at += int(s.Rows)
+	}
+	m.metrics.duplicates.Add(float64(msg.Len() - stored))
+	m.pending.totals.Duplicates += uint64(msg.Len() - stored)
+	from := h.First()
+	if h.Prev.Less(from) {
+		from = h.Prev
+	}
+	chain.add(from, h.Last())
+	if stored > 0 && h.Kind == schema.KindLedger {
+		m.noteClosed(msg)
+	}
+	return stored, nil
+}
+
+// askTable asks the table about rows that the chain may have forgotten.
+func (m *Materializer) askTable(c *chain, msg *table.Message) (map[schema.Cursor]bool, error) {
+	if c.ask == askNothing || c.ask == askBelow && !msg.Header.First().Less(c.top()) {
+		return nil, nil
+	}
+	unseen := false
+	for _, s := range msg.Header.Spans {
+		c.unseen(s, func(uint32, uint32) { unseen = true })
+	}
+	if !unseen {
+		return nil, nil
+	}
+	m.metrics.lookups.Inc()
+	return m.lookup.stored(msg)
+}
+
+// noteClosed remembers an epoch that ended.
+func (m *Materializer) noteClosed(msg *table.Message) {
+	for i := range msg.Len() {
+		if msg.Ledger(i).Fact == schema.FactClosed {
+			id := msg.Header.Epoch
+			if e := m.chains.byEpoch[id]; !e.closed && !slices.Contains(m.pending.closed, id) {
+				m.pending.closed = append(m.pending.closed, id)
+			}
+		}
+	}
+}
+
+// Bounds of what one undecodable message leaves in the ledger, and of the examples
+// in an entry of the log.
+const (
+	maxFactsPerLetter    = 1 << 10
+	maxLettersPerCommit  = 16
+	maxLetterReasonBytes = 200
+)
+
+// bury puts a message that cannot be decoded into the dead letters, counts it, and
+// names its rows in the ledger when its header can be read.
+func (m *Materializer) bury(d bus.Delivery, why error) error {
+	kept, err := m.dead.put(m.pending.source.Incarnation, d, why)
+	m.metrics.deadLetters.Inc()
+	if !kept {
+		m.metrics.discarded.Inc()
+	}
+	m.log.Warn("message cannot be decoded", "position", d.Seq, "subject", d.Subject, "error", why, "kept", kept,
+		"keep_error", err)
+	m.pending.totals.DeadLetters++
+	if len(m.pending.letter) < maxLettersPerCommit {
+		reason := why.Error()
+		m.pending.letter = append(m.pending.letter, commitlog.DeadLetter{Position: d.Seq,
+			Reason: reason[:min(len(reason), maxLetterReasonBytes)]})
+	}
+	h, err := schema.DecodeHeader(d.Data)
+	if err != nil || h.Kind != schema.KindVectors && h.Kind != schema.KindStats {
+		return nil // nothing is known about its rows
+	}
+	for _, fact := range deadFacts(h, kept) {
+		msg, err := decode(fact)
+		if err != nil {
+			m.log.Warn("rows of a dead letter cannot be named in the ledger", "position", d.Seq, "error", err)
+			return nil
+		}
+		stored, err := m.store(msg)
+		if err != nil {
+			return err
+		}
+		if stored > 0 {
+			m.pending.bytes += int64(len(fact))
+		}
+	}
+	return nil
+}
+
+// deadFacts makes a message of ledger facts about the rows of a dead letter, one
+// for each of its spans. Like those of the agent about refused messages, they
+// travel in a chain of their own: hook and layer of the message, and twice its
+// shard, plus one for stats. Each message claims only its own row of the chain: dead
+// letters come in no order.
+func deadFacts(h schema.Header, kept bool) [][]byte {
+	stats := 0
+	if h.Kind == schema.KindStats {
+		stats = 1
+	}
+	reason := "undecodable"
+	fact := schema.FactDeadLetter
+	if !kept {
+		fact, reason = schema.FactDropped, "dead_letter_full"
+	}
+	var out [][]byte
+	for i, s := range h.Spans {
+		if i == maxFactsPerLetter {
+			break
+		}
+		f := schema.Header{Tenant: h.Tenant, Engine: h.Engine, Rank: h.Rank, Epoch: h.Epoch, Hook: h.Hook, Layer: h.Layer,
+			Shard: 2*h.Shard + stats, Model: h.Model, Revision: h.Revision, WeightsDigest: h.WeightsDigest,
+			Quantisation: h.Quantisation, EngineVersion: h.EngineVersion, PolicyVersion: h.PolicyVersion, Prev: s.Start()}
+		msg, err := schema.EncodeLedger(f, []schema.LedgerRow{{Seq: s.Seq, Row: s.First, Fact: fact, Count: int32(s.Rows),
+			Stride: 1, Rows: uint64(s.Rows), Reason: reason, CaptureSeq: s.Seq, FirstRow: s.First, Hook: h.Hook,
+			Layer: int32(h.Layer), Detail: fmt.Sprintf(`{"kind":%q,"shard":%d}`, h.Kind, h.Shard)}})
+		if err != nil {
+			break // a header that could be read and not written: its rows stay unnamed
+		}
+		out = append(out, msg)
+	}
+	return out
+}
