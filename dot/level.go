@@ -15,6 +15,3 @@ func (l level) String() string {
 
 // current is the best level of this processor. Tests set others.
 var current = best()
-
-// Kernel names the set of instructions in use: go, avx2 or avx512.
-func Kernel() string { return current.String() }

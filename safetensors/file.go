@@ -59,7 +59,8 @@ func Read(r io.ReaderAt, size int64) (*File, error) {
 	}
 	f := &File{r: r, name: "safetensors", start: int64(len(prefix)) + int64(length)}
 	if f.start > size {
-		return nil, fmt.Errorf("read safetensors header: it claims %d bytes, the file has %d: it may be cut short", length, size)
+		return nil, fmt.Errorf("read safetensors header: it claims %d bytes, the file has %d: it may be cut short",
+			length, size)
 	}
 	header := make([]byte, length)
 	if err := readAt(r, header, int64(len(prefix))); err != nil {

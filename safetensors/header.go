@@ -115,7 +115,8 @@ func checkPlaces(tensors map[string]entry, dataSize int64) error {
 		at = p.end
 	}
 	if at != dataSize {
-		return fmt.Errorf("compare the tensors with the file: they fill %d bytes of %d; it may be cut short or damaged", at, dataSize)
+		return fmt.Errorf("compare the tensors with the file: they fill %d bytes of %d; it may be cut short or damaged",
+			at, dataSize)
 	}
 	return nil
 }

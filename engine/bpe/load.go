@@ -38,15 +38,15 @@ type file struct {
 		Type string `json:"type"`
 	} `json:"decoder"`
 	Model struct {
-		Type          string           `json:"type"`
-		Dropout       *float64         `json:"dropout"`
-		Prefix        *string          `json:"continuing_subword_prefix"`
-		Suffix        *string          `json:"end_of_word_suffix"`
-		ByteFallback  bool             `json:"byte_fallback"`
-		IgnoreMerges  bool             `json:"ignore_merges"`
-		Vocabulary    map[string]int32 `json:"vocab"`
-		Merges        []mergeText      `json:"merges"`
-		UnknownAsByte *string          `json:"unk_token"`
+		Type         string           `json:"type"`
+		Dropout      *float64         `json:"dropout"`
+		Prefix       *string          `json:"continuing_subword_prefix"`
+		Suffix       *string          `json:"end_of_word_suffix"`
+		ByteFallback bool             `json:"byte_fallback"`
+		IgnoreMerges bool             `json:"ignore_merges"`
+		Vocabulary   map[string]int32 `json:"vocab"`
+		Merges       []mergeText      `json:"merges"`
+		Unknown      *string          `json:"unk_token"`
 	} `json:"model"`
 }
 
@@ -137,12 +137,13 @@ func Parse(b []byte) (*Tokenizer, error) {
 func (f *file) check() error {
 	p, m := f.PreTokenizer, &f.Model
 	switch {
-	case m.Type != "BPE" || m.ByteFallback || m.IgnoreMerges || m.Dropout != nil || m.UnknownAsByte != nil ||
+	case m.Type != "BPE" || m.ByteFallback || m.IgnoreMerges || m.Dropout != nil || m.Unknown != nil ||
 		m.Prefix != nil && *m.Prefix != "" || m.Suffix != nil && *m.Suffix != "":
-		return fmt.Errorf("read the model of type %q: only BPE is supported, without dropout, fallbacks, prefixes or suffixes",
-			m.Type)
+		return fmt.Errorf("read the model of type %q: only BPE is supported, without dropout, fallbacks, prefixes "+
+			"or suffixes", m.Type)
 	case p == nil || p.Type != "ByteLevel" || p.AddPrefixSpace || p.UseRegex != nil && !*p.UseRegex:
-		return fmt.Errorf("read the pre-tokenizer: only ByteLevel is supported, with its expression and without a prefix space")
+		return fmt.Errorf("read the pre-tokenizer: only ByteLevel is supported, with its expression and without " +
+			"a prefix space")
 	case f.Decoder == nil || f.Decoder.Type != "ByteLevel":
 		return fmt.Errorf("read the decoder: only ByteLevel is supported")
 	case !isNull(f.Normalizer):

@@ -195,7 +195,8 @@ func TestMergesWrittenAsTextAreReadToo(t *testing.T) {
 
 func FuzzRoundTrip(f *testing.F) {
 	tok := load(f)
-	for _, s := range []string{"", "it's  the\n\n end ", "<|endoftext|>x<|endof", "日本語\u00a0🙂", "e\u0301 \t\r\n", "\xff\xfe", "'ll 've''s"} {
+	for _, s := range []string{"", "it's  the\n\n end ", "<|endoftext|>x<|endof", "日本語\u00a0🙂", "e\u0301 \t\r\n",
+		"\xff\xfe", "'ll 've''s"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

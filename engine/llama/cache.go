@@ -14,9 +14,10 @@ type cache struct {
 
 func newCache(layers, blocks, blockTokens, width int) (cache, error) {
 	perToken := layers * width * 2 * 4
-	if blocks < 1 || blockTokens < 1 || blockTokens > maxCacheBytes/perToken || blocks > maxCacheBytes/perToken/blockTokens {
-		return cache{}, fmt.Errorf("allocate %d KV blocks of %d tokens, of %d bytes each: want at least one, and at most %d bytes",
-			blocks, blockTokens, perToken, maxCacheBytes)
+	most := maxCacheBytes / perToken // tokens
+	if blocks < 1 || blockTokens < 1 || blockTokens > most || blocks > most/blockTokens {
+		return cache{}, fmt.Errorf("allocate %d KV blocks of %d tokens, of %d bytes each: want at least one, "+
+			"and at most %d tokens", blocks, blockTokens, perToken, most)
 	}
 	c := cache{blocks: blocks, blockTokens: blockTokens, width: width}
 	for range layers {

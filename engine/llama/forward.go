@@ -97,7 +97,8 @@ func (m *llama) lay(ranges []model.Range) error {
 	for i := range ranges {
 		r := &ranges[i]
 		if err := m.check(r); err != nil {
-			return fmt.Errorf("compute positions %d to %d of request %q: %w", r.Position, r.Position+len(r.Tokens), r.Request, err)
+			return fmt.Errorf("compute %d tokens of request %q from position %d: %w", len(r.Tokens), r.Request,
+				r.Position, err)
 		}
 		for j, token := range r.Tokens {
 			m.rows = append(m.rows, row{token: token, position: r.Position + j, blocks: r.Blocks})

@@ -92,7 +92,8 @@ func computeAlone(t *testing.T, m *llama, tokens []int32) *sequence {
 	}
 	s := newSequence(m, tokens, blocks)
 	for i := range tokens {
-		ranges := []model.Range{{Position: i, Tokens: tokens[i : i+1], Blocks: blocks, Logits: make([]float32, m.config.Vocab)}}
+		logits := make([]float32, m.config.Vocab)
+		ranges := []model.Range{{Position: i, Tokens: tokens[i : i+1], Blocks: blocks, Logits: logits}}
 		keep(forward(t, m, ranges), ranges, []*sequence{s})
 	}
 	return s
@@ -104,7 +105,8 @@ func mustEqual(t *testing.T, m *llama, got, want *sequence, what string) {
 		for position, row := range rows {
 			if want.rows[hook][position] != row {
 				h := m.info.Hooks[hook]
-				t.Fatalf("%s: %s of layer %d at position %d has other bits than when computed alone", what, h.Name, h.Layer, position)
+				t.Fatalf("%s: %s of layer %d at position %d has other bits than when computed alone",
+					what, h.Name, h.Layer, position)
 			}
 		}
 		if m.info.Hooks[hook].Select == ring2.SelectAll && len(rows) != len(got.tokens) {

@@ -149,7 +149,8 @@ func TestShapesThatNoVectorRegisterFitsAreComputedToo(t *testing.T) {
 		if err := m.Allocate(10, 3); err != nil {
 			t.Fatal(err)
 		}
-		tp := forward(t, m, []model.Range{{Tokens: []int32{1, 2, 3, 4, 49}, Blocks: []int32{9, 0}, Logits: make([]float32, 50)}})
+		logits := make([]float32, 50)
+		tp := forward(t, m, []model.Range{{Tokens: []int32{1, 2, 3, 4, 49}, Blocks: []int32{9, 0}, Logits: logits}})
 		if slices.ContainsFunc(tp.floats(t, "final_logits", -1), func(x float32) bool { return x != x }) {
 			t.Error("logits are NaN")
 		}
