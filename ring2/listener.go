@@ -54,6 +54,7 @@ type Listener struct {
 	l     *net.UnixListener
 	ready chan *Session
 	stop  chan struct{}
+	slots chan struct{} // of handshakes, also of those that were evicted
 	tasks sync.WaitGroup
 
 	mu          sync.Mutex
@@ -85,6 +86,7 @@ func Listen(path string, o ListenerOptions) (*Listener, error) {
 		return nil, fmt.Errorf("listen on %q: the path has %d bytes; use 1 to %d", path, len(path), maxSocketPath)
 	}
 	l := &Listener{path: path, o: o, log: o.Logger, ready: make(chan *Session, maxWaiting), stop: make(chan struct{}),
+		slots:    make(chan struct{}, 2*maxHandshakes),
 		attached: map[uint64]bool{}, quarantined: map[uint64]error{}}
 	if err := l.bind(); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
@@ -207,7 +209,11 @@ func (l *Listener) acceptAll() {
 			case <-time.After(50 * time.Millisecond): // out of descriptors: some will be closed
 			}
 		case l.admit(c):
-			l.tasks.Go(func() { l.handshake(c) })
+			l.slots <- struct{}{} // those that were evicted are about to leave theirs
+			l.tasks.Go(func() {
+				l.handshake(c)
+				<-l.slots
+			})
 		default:
 			_ = c.Close() // the listener is closed
 		}

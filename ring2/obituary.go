@@ -22,7 +22,7 @@ type deadQueue struct {
 	dead  []*deadJournal // not told to the end, oldest first
 	told  []*deadJournal // told, but not released
 	next  []Obituary     // read ahead
-	limit int            // journals that were removed because there were too many
+	alive []string       // folders of writers that were not dead when last tried
 }
 
 // deadJournal is the journal of a dead epoch.
@@ -111,12 +111,28 @@ func (q *deadQueue) collect(dir string, rank int) error {
 		}
 		return strings.Compare(a, b)
 	})
-	for _, f := range folders {
+	q.alive = folders
+	return q.takeOver()
+}
+
+// takeOver locks the folders of writers that are dead by now. One that is being
+// killed may let go of its socket before it lets go of its lock.
+func (q *deadQueue) takeOver() error {
+	if q == nil {
+		return nil
+	}
+	folders := q.alive
+	q.alive = nil
+	for i, f := range folders {
 		lock, err := lockFolder(f)
-		if errors.Is(err, errAlive) || errors.Is(err, os.ErrNotExist) {
+		switch {
+		case errors.Is(err, errAlive):
+			q.alive = append(q.alive, f)
 			continue
-		}
-		if err != nil {
+		case errors.Is(err, os.ErrNotExist):
+			continue
+		case err != nil:
+			q.alive = append(q.alive, folders[i:]...)
 			return fmt.Errorf("open journal of an earlier writer: %w", err)
 		}
 		d := &deadJournal{dir: f, lock: lock}
@@ -127,10 +143,11 @@ func (q *deadQueue) collect(dir string, rank int) error {
 		q.dead = append(q.dead, d)
 	}
 	for len(q.dead) > maxDeadJournals {
-		q.log.Warn("too many journals of dead writers; the oldest is removed untold", "journal", q.dead[0].dir)
-		q.remove(q.dead[0])
-		q.dead = q.dead[1:]
-		q.limit++
+		// The first one may be half told.
+		oldest := q.dead[1]
+		q.log.Warn("too many journals of dead writers; an old one is removed untold", "journal", oldest.dir)
+		q.remove(oldest)
+		q.dead = slices.Delete(q.dead, 1, 2)
 	}
 	return nil
 }

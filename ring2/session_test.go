@@ -23,6 +23,7 @@ type opened struct {
 func listen(t *testing.T, o ListenerOptions) *opened {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "agent.sock")
+	o.Logger = silent
 	l, err := Listen(path, o)
 	if err != nil {
 		t.Fatal(err)
@@ -48,6 +49,7 @@ func newTestWriter(t *testing.T, o WriterOptions) *Writer {
 	if o.DescCount == 0 {
 		o.DescCount, o.DataBytes = 64, minDataBytes
 	}
+	o.Logger = silent
 	w, err := NewWriter(o)
 	if err != nil {
 		t.Fatal(err)

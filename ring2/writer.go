@@ -93,7 +93,7 @@ type WriterStats struct {
 	JournalBytes     uint64
 	JournalUnnamed   uint64 // records that the full journal did not take
 	ObituariesSent   uint64 // records of dead epochs put into the ring
-	ObituariesUntold uint64 // of them, those that are too large for this ring, and journals beyond the bound
+	ObituariesUntold uint64 // records of dead epochs that are too large for this ring
 	Attached         bool
 	Attaches         uint64
 }
@@ -113,7 +113,7 @@ type Writer struct {
 	journal  *journal   // nil without a state folder
 	dead     *deadQueue // of the background goroutine; nil without a state folder
 	told     uint64     // obituaries put into the ring
-	untold   uint64     // obituaries too large for this ring
+	untold   uint64     // obituaries too large for it
 	layouts  map[uint32]*Layout
 	nextStep uint64
 	step     StepCapture

@@ -15,9 +15,10 @@ import (
 // The background of a writer.
 const (
 	tickEvery       = 5 * time.Millisecond
-	sweepEvery      = 20 // ticks between looks for stuck copies
-	obituaryBurst   = 32 // obituaries put under one hold of the lock
-	obituaryBursts  = 8  // in one tick
+	sweepEvery      = 20  // ticks between looks for stuck copies
+	takeOverEvery   = 100 // ticks between looks for writers that died
+	obituaryBurst   = 32  // obituaries put under one hold of the lock
+	obituaryBursts  = 8   // in one tick
 	firstBackoff    = 20 * time.Millisecond
 	longestBackoff  = time.Second
 	refusedBackoff  = 5 * time.Second
@@ -41,6 +42,11 @@ func (w *Writer) tick(ctx context.Context) {
 		case <-t.C:
 		}
 		w.tend(n%sweepEvery == 0)
+		if n%takeOverEvery == 0 {
+			if err := w.dead.takeOver(); err != nil {
+				w.o.Logger.Warn("journal of a dead writer stays untold", "error", err)
+			}
+		}
 		for i := 0; i < obituaryBursts && w.tellObituaries(); i++ {
 		}
 	}
@@ -144,8 +150,10 @@ func (w *Writer) stayAttached(ctx context.Context) {
 		err := w.attach(ctx)
 		if w.attached.Swap(false) {
 			backoff, said = firstBackoff, ""
-			if ctx.Err() == nil {
-				w.o.Logger.Info("agent is gone; capture goes on until the ring is full", "error", err)
+			if errors.Is(err, io.EOF) {
+				w.o.Logger.Info("agent is gone; capture goes on until the ring is full")
+			} else if ctx.Err() == nil {
+				w.o.Logger.Warn("connection to the agent failed; capture goes on until the ring is full", "error", err)
 			}
 		}
 		var refused *refusedError
