@@ -79,7 +79,9 @@ type engine struct {
 	witness   *witness.Writer // nil without a folder
 	stepLog   *stepLog        // nil without a file
 	scheduler *scheduler.Scheduler
-	running   atomic.Pointer[scheduler.Scheduler] // once aborts can be answered
+	// Stored by serve, loaded by abort on the ring's goroutine: before the
+	// scheduler runs, nobody would answer an abort.
+	running atomic.Pointer[scheduler.Scheduler]
 }
 
 // Run serves requests until ctx ends. Then it refuses new ones, lets open ones

@@ -201,64 +201,66 @@ func TestStreamSaysTheSameAsAWholeAnswer(t *testing.T) {
 	}
 }
 
+// hostile are bodies by what is wrong with them, with the status of the answer.
+var hostile = map[string]struct {
+	status int
+	body   string
+}{
+	"empty":               {400, ``},
+	"no JSON":             {400, `hello`},
+	"cut":                 {400, `{"prompt":"a"`},
+	"deep":                {400, `{"prompt":` + strings.Repeat("[", 100000)},
+	"two values":          {400, `{"prompt":"a"}{"prompt":"b"}`},
+	"array":               {400, `[]`},
+	"unknown field":       {400, `{"prompt":"a","promt":"b"}`},
+	"unknown extra":       {400, `{"prompt":"a","sonde":{"request":"x"}}`},
+	"huge":                {413, `{"prompt":"` + strings.Repeat("a", 1<<20) + `"}`},
+	"no prompt":           {400, `{}`},
+	"null prompt":         {400, `{"prompt":null}`},
+	"empty prompt":        {400, `{"prompt":""}`},
+	"prompts":             {400, `{"prompt":["a","b"]}`},
+	"float ids":           {400, `{"prompt":[1.5]}`},
+	"null id":             {400, `{"prompt":[1,null]}`},
+	"wide id":             {400, `{"prompt":[4294967297]}`},
+	"negative id":         {400, `{"prompt":[-1]}`},
+	"id above":            {400, `{"prompt":[512]}`},
+	"long prompt":         {400, `{"prompt":"` + strings.Repeat("a", 5000) + `"}`},
+	"no tokens":           {400, `{"prompt":"a","max_tokens":0}`},
+	"negative tokens":     {400, `{"prompt":"a","max_tokens":-5}`},
+	"float tokens":        {400, `{"prompt":"a","max_tokens":1.5}`},
+	"wide tokens":         {400, `{"prompt":"a","max_tokens":1e99}`},
+	"cold":                {400, `{"prompt":"a","temperature":-1}`},
+	"hot":                 {400, `{"prompt":"a","temperature":1e300}`},
+	"top_p":               {400, `{"prompt":"a","top_p":1.1}`},
+	"n":                   {400, `{"prompt":"a","n":0}`},
+	"many":                {400, `{"prompt":"a","n":9}`},
+	"seed":                {400, `{"prompt":"a","seed":"x"}`},
+	"wide seed":           {400, `{"prompt":"a","seed":18446744073709551616}`},
+	"empty stop":          {400, `{"prompt":"a","stop":""}`},
+	"stops":               {400, `{"prompt":"a","stop":["1","2","3","4","5"]}`},
+	"stop of numbers":     {400, `{"prompt":"a","stop":[1]}`},
+	"model":               {404, `{"prompt":"a","model":"gpt-5"}`},
+	"best_of":             {400, `{"prompt":"a","best_of":3}`},
+	"echo":                {400, `{"prompt":"a","echo":true}`},
+	"logprobs":            {400, `{"prompt":"a","logprobs":1}`},
+	"suffix":              {400, `{"prompt":"a","suffix":"z"}`},
+	"penalty":             {400, `{"prompt":"a","frequency_penalty":0.1}`},
+	"bias":                {400, `{"prompt":"a","logit_bias":{"5":1}}`},
+	"blank in id":         {400, `{"prompt":"a","sonde":{"request_id":"a b"}}`},
+	"control in tenant":   {400, `{"prompt":"a","sonde":{"tenant":"a\u0000"}}`},
+	"long id":             {400, `{"prompt":"a","sonde":{"request_id":"` + strings.Repeat("x", 129) + `"}}`},
+	"label":               {400, `{"prompt":"a","sonde":{"labels":{"":"v"}}}`},
+	"label value":         {400, `{"prompt":"a","sonde":{"labels":{"k":"a\nb"}}}`},
+	"label of a number":   {400, `{"prompt":"a","sonde":{"labels":{"k":1}}}`},
+	"labels":              {400, `{"prompt":"a","sonde":{"labels":{` + manyLabels(17) + `}}}`},
+	"text for a flag":     {400, `{"prompt":"a","stream":"yes"}`},
+	"number for the rest": {400, `{"prompt":"a","sonde":5}`},
+}
+
 // A hostile or mistaken body must get a sentence, and never reach the scheduler.
 func TestHostileBodiesAreRefusedInOpenAIsForm(t *testing.T) {
 	g := newRig(t, nil)
-	deep := strings.Repeat("[", 100000)
-	for name, c := range map[string]struct {
-		status int
-		body   string
-	}{
-		"empty":               {400, ``},
-		"no JSON":             {400, `hello`},
-		"cut":                 {400, `{"prompt":"a"`},
-		"deep":                {400, `{"prompt":` + deep},
-		"two values":          {400, `{"prompt":"a"}{"prompt":"b"}`},
-		"array":               {400, `[]`},
-		"unknown field":       {400, `{"prompt":"a","promt":"b"}`},
-		"unknown extra":       {400, `{"prompt":"a","sonde":{"request":"x"}}`},
-		"huge":                {413, `{"prompt":"` + strings.Repeat("a", 1<<20) + `"}`},
-		"no prompt":           {400, `{}`},
-		"null prompt":         {400, `{"prompt":null}`},
-		"empty prompt":        {400, `{"prompt":""}`},
-		"prompts":             {400, `{"prompt":["a","b"]}`},
-		"float ids":           {400, `{"prompt":[1.5]}`},
-		"null id":             {400, `{"prompt":[1,null]}`},
-		"wide id":             {400, `{"prompt":[4294967297]}`},
-		"negative id":         {400, `{"prompt":[-1]}`},
-		"id above":            {400, `{"prompt":[512]}`},
-		"long prompt":         {400, `{"prompt":"` + strings.Repeat("a", 5000) + `"}`},
-		"no tokens":           {400, `{"prompt":"a","max_tokens":0}`},
-		"negative tokens":     {400, `{"prompt":"a","max_tokens":-5}`},
-		"float tokens":        {400, `{"prompt":"a","max_tokens":1.5}`},
-		"wide tokens":         {400, `{"prompt":"a","max_tokens":1e99}`},
-		"cold":                {400, `{"prompt":"a","temperature":-1}`},
-		"hot":                 {400, `{"prompt":"a","temperature":1e300}`},
-		"top_p":               {400, `{"prompt":"a","top_p":1.1}`},
-		"n":                   {400, `{"prompt":"a","n":0}`},
-		"many":                {400, `{"prompt":"a","n":9}`},
-		"seed":                {400, `{"prompt":"a","seed":"x"}`},
-		"wide seed":           {400, `{"prompt":"a","seed":18446744073709551616}`},
-		"empty stop":          {400, `{"prompt":"a","stop":""}`},
-		"stops":               {400, `{"prompt":"a","stop":["1","2","3","4","5"]}`},
-		"stop of numbers":     {400, `{"prompt":"a","stop":[1]}`},
-		"model":               {404, `{"prompt":"a","model":"gpt-5"}`},
-		"best_of":             {400, `{"prompt":"a","best_of":3}`},
-		"echo":                {400, `{"prompt":"a","echo":true}`},
-		"logprobs":            {400, `{"prompt":"a","logprobs":1}`},
-		"suffix":              {400, `{"prompt":"a","suffix":"z"}`},
-		"penalty":             {400, `{"prompt":"a","frequency_penalty":0.1}`},
-		"bias":                {400, `{"prompt":"a","logit_bias":{"5":1}}`},
-		"blank in id":         {400, `{"prompt":"a","sonde":{"request_id":"a b"}}`},
-		"control in tenant":   {400, `{"prompt":"a","sonde":{"tenant":"a\u0000"}}`},
-		"long id":             {400, `{"prompt":"a","sonde":{"request_id":"` + strings.Repeat("x", 129) + `"}}`},
-		"label":               {400, `{"prompt":"a","sonde":{"labels":{"":"v"}}}`},
-		"label value":         {400, `{"prompt":"a","sonde":{"labels":{"k":"a\nb"}}}`},
-		"label of a number":   {400, `{"prompt":"a","sonde":{"labels":{"k":1}}}`},
-		"labels":              {400, `{"prompt":"a","sonde":{"labels":{` + manyLabels(17) + `}}}`},
-		"text for a flag":     {400, `{"prompt":"a","stream":"yes"}`},
-		"number for the rest": {400, `{"prompt":"a","sonde":5}`},
-	} {
+	for name, c := range hostile {
 		status, text, header := g.post(t, "/v1/completions", c.body)
 		var f struct {
 			Error *struct {
