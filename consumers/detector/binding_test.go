@@ -140,6 +140,10 @@ func TestADetectorThatSeesNothingSaysSo(t *testing.T) {
 	}
 	k.feed(e.open(9, "r9", 0))
 	k.feed(e.text(9, "r9", 0, 0)...)
+	for number := range uint64(unseenInARow) { // a policy that samples leaves out some of them
+		k.feed(e.open(20+number, "left out", 3), e.end(20+number, "left out", 3, 10))
+	}
+	k.r.sweep(time.Now().Add(endedTTL))
 	if len(k.r.Problems()) != 0 || counter(t, k.r.metrics.ready) != 1 {
 		t.Errorf("a row arrived and the problems are %q", k.r.Problems())
 	}

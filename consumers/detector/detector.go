@@ -82,10 +82,10 @@ type Options struct {
 	OnScore     func(Score)
 	OnDetection func(schema.DetectionRow)
 
-	AbortWindow time.Duration // a request is stopped only so long after the capture of the deciding token [10 s]
-	Lookback    time.Duration // how much of the stream a start reads again, to know the open requests [10 min]
-	Logger      *slog.Logger
-	Registerer  prometheus.Registerer
+	AbortWindow time.Duration         // a request is stopped only so long after the capture of the deciding token [10 s]
+	Lookback    time.Duration         // how much of the stream a start reads again, to know the open requests [10 min]
+	Logger      *slog.Logger          // nil: nothing is logged
+	Registerer  prometheus.Registerer // nil: metrics are not exported
 }
 
 // Runtime runs detectors on a bus. Its state is in memory: a start reads the last
@@ -116,7 +116,8 @@ type judge struct {
 	mode    string
 	breaker breaker
 	metrics judgeMetrics
-	unseen  int // requests in a row that ended without one row for this detector
+	unseen  int       // requests in a row that ended without one row for this detector
+	lastRow time.Time // when the latest message with rows to score came
 }
 
 // New checks the options.
@@ -126,6 +127,9 @@ func New(o Options) (*Runtime, error) {
 	}
 	fillDuration(&o.AbortWindow, defaultWindow)
 	fillDuration(&o.Lookback, defaultLookback)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
 	var epoch [8]byte
 	_, _ = rand.Read(epoch[:]) // never fails: it ends the program instead
 	r := &Runtime{o: o, epoch: binary.LittleEndian.Uint64(epoch[:]), chains: newLRU[schema.ChainKey, *chain](),

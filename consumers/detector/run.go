@@ -179,6 +179,10 @@ func (r *Runtime) vectors(ctx context.Context, b *schema.Batch, now time.Time) {
 			r.refuse(j, h, why, b.Len(), now)
 			continue
 		}
+		if j.lastRow = now; j.unseen > 0 {
+			j.unseen = 0
+			r.solve(j, problemUnseen)
+		}
 		judges = append(judges, j)
 	}
 	for i := range b.Len() {
@@ -215,10 +219,6 @@ func (r *Runtime) judgeRow(ctx context.Context, j *judge, s *sample, c *chain, r
 	if track == nil {
 		track = NewTrack(j.bundle)
 		s.tracks[j.index], s.slots[j.index] = track, j.breaker.begin()
-	}
-	if j.unseen > 0 {
-		j.unseen = 0
-		r.solve(j, problemUnseen)
 	}
 	v := track.Judge(Token{Position: row.Position, Phase: row.Phase, PromptTokens: s.prompt}, row.Vec)
 	j.metrics.missing.Add(float64(v.Skipped))

@@ -43,7 +43,7 @@ func (r *Runtime) find(h *schema.Header, number uint64, request string, index in
 	key.tenant = strings.Clone(key.tenant)
 	s := &sample{key: key, request: strings.Clone(request), sample: index, engine: strings.Clone(h.Engine), rank: h.Rank,
 		prompt: -1, tracks: make([]*Track, len(r.judges)), slots: make([]uint64, len(r.judges))}
-	r.makeRoom()
+	r.makeRoom(now)
 	r.open.put(key, s, now)
 	r.metrics.samples.Set(float64(r.open.len() + r.ended.len()))
 	return s
@@ -59,37 +59,40 @@ func (r *Runtime) lookup(key sampleKey, now time.Time) *sample {
 }
 
 // makeRoom forgets the idlest sample when there are too many, an ended one first.
-func (r *Runtime) makeRoom() {
+func (r *Runtime) makeRoom(now time.Time) {
 	if r.open.len()+r.ended.len() < maxSamples {
 		return
 	}
 	if _, s, _, ok := r.ended.oldest(); ok {
-		r.forget(s, "full")
+		r.forget(s, "full", now)
 		return
 	}
 	if _, s, _, ok := r.open.oldest(); ok {
-		r.forget(s, "full")
+		r.forget(s, "full", now)
 	}
 }
 
 // forget drops the state of a sample. Rows that still come start a new one, whose
 // coverage is below 1.
-func (r *Runtime) forget(s *sample, reason string) {
+func (r *Runtime) forget(s *sample, reason string, now time.Time) {
 	r.open.remove(s.key)
 	r.ended.remove(s.key)
 	r.metrics.evictions.WithLabelValues(reason).Inc()
 	r.metrics.samples.Set(float64(r.open.len() + r.ended.len()))
 	if s.ended && s.opened {
-		r.checkSeen(s)
+		r.checkSeen(s, now)
 	}
 }
 
-// unseenInARow is how many requests end without one row before a detector counts as
-// blind. A few may be left out by a policy that samples.
-const unseenInARow = 3
+// unseenInARow is how many requests end without one row, and blindAfter how long no
+// row comes, before a detector counts as blind. A policy that samples leaves out some.
+const (
+	unseenInARow = 3
+	blindAfter   = time.Minute
+)
 
 // checkSeen notices a detector for which nothing arrives although requests run.
-func (r *Runtime) checkSeen(s *sample) {
+func (r *Runtime) checkSeen(s *sample, now time.Time) {
 	for _, j := range r.judges {
 		b := j.bundle.Manifest.Binding
 		wanted := b.Phase != PhaseDecode || s.length > s.prompt
@@ -97,10 +100,10 @@ func (r *Runtime) checkSeen(s *sample) {
 			continue
 		}
 		j.metrics.unseen.Inc()
-		if j.unseen++; j.unseen == unseenInARow {
+		if j.unseen++; j.unseen >= unseenInARow && now.Sub(j.lastRow) >= blindAfter {
 			r.raise(j, problemUnseen, fmt.Sprintf("detector %s sees requests but no row of %s layer %d of them: does the "+
-				"engine "+
-				"call this hook, and does the policy let its rows pass?", j.bundle.Manifest.Name, b.Hook, b.Layer), time.Time{})
+				"engine call this hook, and does the policy let its rows pass?", j.bundle.Manifest.Name, b.Hook, b.Layer),
+				time.Time{})
 		}
 	}
 }
@@ -112,14 +115,14 @@ func (r *Runtime) sweep(now time.Time) {
 		if !ok || now.Sub(used) < endedTTL {
 			break
 		}
-		r.forget(s, "ended")
+		r.forget(s, "ended", now)
 	}
 	for {
 		_, s, used, ok := r.open.oldest()
 		if !ok || now.Sub(used) < idleTTL {
 			break
 		}
-		r.forget(s, "idle")
+		r.forget(s, "idle", now)
 	}
 	for _, j := range r.judges {
 		r.mu.Lock()

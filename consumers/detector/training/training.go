@@ -98,7 +98,7 @@ type Counts struct {
 
 // Run learns a detector and writes its bundle.
 func Run(ctx context.Context, lake Lake, o Options) (*Result, error) {
-	if err := o.check(); err != nil {
+	if err := o.Check(); err != nil {
 		return nil, err
 	}
 	set, err := chooseRequests(ctx, lake, o)
@@ -126,7 +126,8 @@ func Run(ctx context.Context, lake Lake, o Options) (*Result, error) {
 	return r, err
 }
 
-func (o *Options) check() error {
+// Check reports what is wrong with the options.
+func (o *Options) Check() error {
 	problem := detector.NameProblem(o.Name)
 	switch {
 	case problem != "":
