@@ -1,0 +1,99 @@
+package oracle
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"sonde/engine/witness"
+	"sonde/lakehouse"
+	"sonde/lakehouse/account"
+	"sonde/schema"
+)
+
+// AwaitRest waits until the lake is at rest: every epoch that the engine
+// witnessed is known to the ledger, every epoch is closed, and no row is in
+// flight. The engine runs no more, so its witness is complete. It returns the
+// account, whether or not that balances, and an error that says what is still
+// under way after limit.
+func AwaitRest(ctx context.Context, lakeDir, witnessDir string, limit time.Duration) (*account.Account, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var waiting error
+	witnessed, err := witnessedEpochs(witnessDir)
+	if err != nil {
+		return nil, err
+	}
+	version, looked := uint64(0), false
+	for {
+		lake, err := lakehouse.Open(lakeDir)
+		if err != nil {
+			waiting = err
+		} else if !looked || lake.Version() != version {
+			version, looked = lake.Version(), true
+			a, err := atRest(ctx, lake, witnessed)
+			if err == nil {
+				return a, nil
+			}
+			waiting = err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for rest in %s: after %v, at version %d: %w", lakeDir, limit, version, waiting)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// atRest is the account of a lake at rest, or an error that says what is under
+// way.
+func atRest(ctx context.Context, lake *lakehouse.Lake, witnessed map[uint64]bool) (*account.Account, error) {
+	open, err := openEpochs(ctx, lake, witnessed)
+	if err != nil {
+		return nil, err
+	}
+	if len(open) > 0 {
+		return nil, fmt.Errorf("%d epochs are not closed: %s", len(open), strings.Join(open, " "))
+	}
+	a, err := lake.Account(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !a.AtRest() {
+		return nil, fmt.Errorf("the account is not at rest:\n%v", a)
+	}
+	return a, nil
+}
+
+// openEpochs names the epochs that somebody knows of and no fact closes.
+func openEpochs(ctx context.Context, lake *lakehouse.Lake, witnessed map[uint64]bool) ([]string, error) {
+	closed := map[uint64]bool{}
+	for id := range witnessed {
+		closed[id] = false
+	}
+	err := lake.Ledger(ctx, lakehouse.Query{}, func(f *lakehouse.Fact) error {
+		closed[f.Epoch] = closed[f.Epoch] || f.Fact == schema.FactClosed
+		return nil
+	})
+	var open []string
+	for id, done := range closed {
+		if !done {
+			open = append(open, fmt.Sprintf("%016x", id))
+		}
+	}
+	return open, err
+}
+
+// witnessedEpochs lists the epochs in which the engine witnessed a row.
+func witnessedEpochs(dir string) (map[uint64]bool, error) {
+	out := map[uint64]bool{}
+	err := witness.Read(dir, func(r witness.Row) error {
+		out[r.Epoch] = true
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the epochs of the engine's witness: %w", err)
+	}
+	return out, nil
+}
