@@ -25,7 +25,7 @@ func alertID(s *sample, bundle, level string, position int32) string {
 
 // cross makes an alert of a crossed level. While old messages are read again it
 // waits: it may have been announced by a run before.
-func (r *Runtime) cross(ctx context.Context, j *judge, s *sample, c *chain, row *schema.VectorRow, v Verdict,
+func (r *Detector) cross(ctx context.Context, j *judge, s *sample, c *chain, row *schema.VectorRow, v Verdict,
 	level Level,
 	verdict int64) {
 	m := &j.bundle.Manifest
@@ -48,7 +48,7 @@ func (r *Runtime) cross(ctx context.Context, j *judge, s *sample, c *chain, row 
 }
 
 // headerOf is the header of a detection about rows of a chain.
-func (r *Runtime) headerOf(h *schema.Header) schema.Header {
+func (r *Detector) headerOf(h *schema.Header) schema.Header {
 	return schema.Header{Kind: schema.KindDetections, Tenant: h.Tenant, Engine: h.Engine, Rank: h.Rank, Epoch: r.epoch,
 		Model: h.Model, Revision: h.Revision, WeightsDigest: h.WeightsDigest, Quantisation: h.Quantisation,
 		EngineVersion: h.EngineVersion, PolicyVersion: h.PolicyVersion}
@@ -56,7 +56,7 @@ func (r *Runtime) headerOf(h *schema.Header) schema.Header {
 
 // announce publishes an alert and has the request stopped where the mode says so.
 // With an abort, a second row of the same id follows with its outcome.
-func (r *Runtime) announce(ctx context.Context, a alert) {
+func (r *Detector) announce(ctx context.Context, a alert) {
 	r.decide(&a)
 	a.judge.metrics.alerts.WithLabelValues(a.row.Level, a.row.Mode).Inc()
 	r.o.Logger.Info("alert", "detector", a.row.Detector, "level", a.row.Level, "mode", a.row.Mode, "request",
@@ -68,7 +68,7 @@ func (r *Runtime) announce(ctx context.Context, a alert) {
 }
 
 // decide fills in the action, and the outcome where nobody has to be asked.
-func (r *Runtime) decide(a *alert) {
+func (r *Detector) decide(a *alert) {
 	if a.row.Level != LevelStop || a.row.Mode != ModeEnforce {
 		return
 	}
@@ -92,13 +92,13 @@ func (r *Runtime) decide(a *alert) {
 }
 
 // expiry is when it is too late to stop a request for this token, in ns since 1970.
-func (r *Runtime) expiry(row *schema.DetectionRow) int64 {
+func (r *Detector) expiry(row *schema.DetectionRow) int64 {
 	return row.CaptureNS + int64(r.o.AbortWindow)
 }
 
 // stop hands the command to a goroutine of its own: the engine's answer must not
 // hold up the scores of others.
-func (r *Runtime) stop(ctx context.Context, a alert) {
+func (r *Detector) stop(ctx context.Context, a alert) {
 	select {
 	case r.aborts <- struct{}{}:
 		r.running.Go(func() {
@@ -116,7 +116,7 @@ func (r *Runtime) stop(ctx context.Context, a alert) {
 // command asks the engine to stop a request until it answers or the command expires,
 // and publishes the outcome. At the end of ctx the outcome stays open: the next run
 // finds the alert without one and asks again.
-func (r *Runtime) command(ctx context.Context, a alert) {
+func (r *Detector) command(ctx context.Context, a alert) {
 	s := a.sample
 	order := schema.AbortCommand{Epoch: s.key.epoch, Number: s.key.number, Sample: s.sample, EngineID: s.engineID,
 		Position: a.row.Position, ExpiresWallNS: r.expiry(&a.row), AlertID: a.row.ID}
@@ -146,7 +146,7 @@ const (
 )
 
 // ask repeats a command until there is a readable answer or the command expires.
-func (r *Runtime) ask(ctx context.Context, subject string, order schema.AbortCommand) (schema.AbortReply, error) {
+func (r *Detector) ask(ctx context.Context, subject string, order schema.AbortCommand) (schema.AbortReply, error) {
 	data := order.Encode()
 	failure := errors.New("no try was made")
 	for pause := retryFirst; ; pause = min(2*pause, answerWait) {

@@ -26,22 +26,6 @@ func TestARealBrokerCarriesVerdictsAndAborts(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = b.Close() })
-	send := func(deliveries ...bus.Delivery) {
-		t.Helper()
-		done := make(chan error, len(deliveries))
-		for _, d := range deliveries {
-			if err := b.Publish(context.Background(), bus.Message{Subject: d.Subject, Data: d.Data}, func(_ uint64, err error) {
-				done <- err
-			}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for range deliveries {
-			if err := <-done; err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
 	if _, err := b.Serve(schema.AbortSubject("acme", "llm", 0), func(data []byte) []byte {
 		c, err := schema.ParseAbortCommand(data)
 		if err != nil || c.EngineID != "r1-engine" {
@@ -70,12 +54,12 @@ func TestARealBrokerCarriesVerdictsAndAborts(t *testing.T) {
 	}
 	e := newEngine(t, testEpoch)
 	e.now = time.Now().Add(time.Hour).UnixNano() // never expires in this test
-	send(e.open(1, "r1", 0))
-	send(e.text(1, "r1", 0, 1)...)
+	publish(t, b, e.open(1, "r1", 0))
+	publish(t, b, e.text(1, "r1", 0, 1)...)
 	rows, scored := make(chan schema.DetectionRow, 10), &atomic.Int64{}
 	stop := run(rows, scored)
 	eventually(t, "the token of before", func() bool { return scored.Load() == 1 })
-	send(e.text(1, "r1", 1, 9)...)
+	publish(t, b, e.text(1, "r1", 1, 9)...)
 	for _, want := range []struct{ level, outcome string }{{LevelWarn, ""}, {LevelStop, ""}, {LevelStop,
 		schema.AbortStopped}} {
 		if row := <-rows; row.Level != want.level || row.Outcome != want.outcome {
@@ -86,7 +70,7 @@ func TestARealBrokerCarriesVerdictsAndAborts(t *testing.T) {
 	scored.Store(0)
 	stop = run(rows, scored)
 	eventually(t, "both tokens again", func() bool { return scored.Load() == 2 })
-	send(e.text(1, "r1", 2, 9)...)
+	publish(t, b, e.text(1, "r1", 2, 9)...)
 	eventually(t, "the third token", func() bool { return scored.Load() == 3 })
 	stop()
 	if len(rows) != 0 {

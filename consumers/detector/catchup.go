@@ -31,7 +31,7 @@ func newCatchUp(last uint64) *catchUp {
 
 // known takes detections of runs before. Those of this run come back too and change
 // nothing.
-func (r *Runtime) known(b *schema.Batch) {
+func (r *Detector) known(b *schema.Batch) {
 	for i := range b.Len() {
 		if r.catchUp == nil || len(r.catchUp.published) >= maxDeferred {
 			return
@@ -51,7 +51,7 @@ func (r *Runtime) known(b *schema.Batch) {
 
 // caughtUp announces what no run before announced, and asks again for the outcome of
 // aborts whose answer a run before did not live to publish.
-func (r *Runtime) caughtUp(ctx context.Context) {
+func (r *Detector) caughtUp(ctx context.Context) {
 	c := r.catchUp
 	if c == nil {
 		return

@@ -16,7 +16,7 @@ type chain struct {
 }
 
 // chainOf finds the chain of a message and looks at what changed in its header.
-func (r *Runtime) chainOf(h *schema.Header, now time.Time) *chain {
+func (r *Detector) chainOf(h *schema.Header, now time.Time) *chain {
 	key := h.Chain()
 	c, known := r.chains.get(key, now)
 	if !known {
@@ -80,7 +80,7 @@ func orNone(text string) string {
 func adapterFits(bound, adapter string) bool { return bound == Any || bound == orNone(adapter) }
 
 // refuse counts rows that a detector must not score and makes the reason visible.
-func (r *Runtime) refuse(j *judge, h *schema.Header, why string, rows int, now time.Time) {
+func (r *Detector) refuse(j *judge, h *schema.Header, why string, rows int, now time.Time) {
 	j.metrics.rows.WithLabelValues("unbound").Add(float64(rows))
 	b := j.bundle.Manifest.Binding
 	r.raise(j, problemBinding, fmt.Sprintf("detector %s refuses %s layer %d of engine %q: %s; use a bundle that was "+

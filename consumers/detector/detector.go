@@ -4,7 +4,7 @@
 //
 // A bundle (Bundle) is a folder that binds weights, thresholds and test vectors to
 // the model they were made for. A Track judges one sample of a request; it is the
-// same code here and in training. Runtime feeds tracks from the bus.
+// same code here and in training. Detector feeds tracks from the bus.
 package detector
 
 import (
@@ -71,7 +71,7 @@ type Score struct {
 	VerdictNS int64   // wall clock of the verdict
 }
 
-// Options of a Runtime. Zero durations mean the default in brackets.
+// Options of a Detector. Zero durations mean the default in brackets.
 type Options struct {
 	Bus       bus.Bus
 	Detectors []Use // at least one, of different names
@@ -88,9 +88,9 @@ type Options struct {
 	Registerer  prometheus.Registerer // nil: metrics are not exported
 }
 
-// Runtime runs detectors on a bus. Its state is in memory: a start reads the last
+// Detector runs bundles on a bus. Its state is in memory: a start reads the last
 // minutes of the stream again and repeats no alert that is published there.
-type Runtime struct {
+type Detector struct {
 	o       Options
 	epoch   uint64 // of this run: the chain of its detections
 	judges  []*judge
@@ -121,7 +121,7 @@ type judge struct {
 }
 
 // New checks the options.
-func New(o Options) (*Runtime, error) {
+func New(o Options) (*Detector, error) {
 	if len(o.Detectors) == 0 {
 		return nil, fmt.Errorf("start the detector: there is no bundle; name one under detectors in the configuration")
 	}
@@ -132,7 +132,7 @@ func New(o Options) (*Runtime, error) {
 	}
 	var epoch [8]byte
 	_, _ = rand.Read(epoch[:]) // never fails: it ends the program instead
-	r := &Runtime{o: o, epoch: binary.LittleEndian.Uint64(epoch[:]), chains: newLRU[schema.ChainKey, *chain](),
+	r := &Detector{o: o, epoch: binary.LittleEndian.Uint64(epoch[:]), chains: newLRU[schema.ChainKey, *chain](),
 		open: newLRU[sampleKey, *sample](), ended: newLRU[sampleKey, *sample](), metrics: newMetrics(o.Registerer),
 		now: time.Now, queue: make(chan outgoing, maxUnpublished), aborts: make(chan struct{}, maxAborts),
 		problems: map[string]problem{}}
@@ -169,7 +169,7 @@ type problem struct {
 // Problems lists, one sentence each, why a detector does not judge what it should:
 // rows that it must refuse, rows that never come, an open circuit breaker. Empty
 // means ready. It may be called from any goroutine.
-func (r *Runtime) Problems() []string {
+func (r *Detector) Problems() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []string
@@ -191,7 +191,7 @@ const (
 )
 
 // raise makes a problem visible and logs it when it is new.
-func (r *Runtime) raise(j *judge, kind, sentence string, expires time.Time) {
+func (r *Detector) raise(j *judge, kind, sentence string, expires time.Time) {
 	name := j.bundle.Manifest.Name
 	r.mu.Lock()
 	old := r.problems[kind+name]
@@ -204,7 +204,7 @@ func (r *Runtime) raise(j *judge, kind, sentence string, expires time.Time) {
 }
 
 // solve takes a problem away.
-func (r *Runtime) solve(j *judge, kind string) {
+func (r *Detector) solve(j *judge, kind string) {
 	name := j.bundle.Manifest.Name
 	r.mu.Lock()
 	defer r.mu.Unlock()

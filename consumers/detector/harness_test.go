@@ -110,7 +110,7 @@ func (e *engine) text(number uint64, request string, position int32, scores ...f
 // desk runs a runtime by hand, without its loop.
 type desk struct {
 	t      testing.TB
-	r      *Runtime
+	r      *Detector
 	b      *bustest.Bus
 	scores []Score
 	rows   []schema.DetectionRow

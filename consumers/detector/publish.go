@@ -17,7 +17,7 @@ type outgoing struct {
 
 // enqueue hands a detection to the publisher. It never waits: while the bus is away
 // scores and aborts go on, and beyond the bound a detection is in the log alone.
-func (r *Runtime) enqueue(h schema.Header, row schema.DetectionRow) {
+func (r *Detector) enqueue(h schema.Header, row schema.DetectionRow) {
 	select {
 	case r.queue <- outgoing{h, row}:
 	default:
@@ -25,7 +25,7 @@ func (r *Runtime) enqueue(h schema.Header, row schema.DetectionRow) {
 	}
 }
 
-func (r *Runtime) unpublished(row *schema.DetectionRow, reason string, err error) {
+func (r *Detector) unpublished(row *schema.DetectionRow, reason string, err error) {
 	r.metrics.unpublished.WithLabelValues(reason).Inc()
 	r.o.Logger.Error("detection is not published", "id", row.ID, "detector", row.Detector, "level", row.Level,
 		"request", row.Request, "sample", row.Sample, "position", row.Position, "score", row.Score, "outcome", row.Outcome,
@@ -34,7 +34,7 @@ func (r *Runtime) unpublished(row *schema.DetectionRow, reason string, err error
 
 // publish sends detections, each a message of its own, until the queue is closed and
 // empty. The rows of a tenant form a chain whose epoch is this run's.
-func (r *Runtime) publish(ctx context.Context) {
+func (r *Detector) publish(ctx context.Context) {
 	var inFlight sync.WaitGroup
 	defer inFlight.Wait()
 	last := map[string]schema.Cursor{} // by tenant

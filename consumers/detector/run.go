@@ -13,7 +13,7 @@ import (
 
 // filters are the subjects of what a runtime reads: rows of the bound hooks and
 // layers, requests, and detections of runs before.
-func (r *Runtime) filters() []string {
+func (r *Detector) filters() []string {
 	any := schema.SubjectPrefix + ".*.*.*."
 	out := []string{any + string(schema.KindRequests) + ".>", any + string(schema.KindDetections) + ".>"}
 	seen := map[string]bool{}
@@ -34,7 +34,7 @@ func (r *Runtime) filters() []string {
 
 // Run judges until ctx ends, which is no error, or until the bus is closed. It waits
 // for the broker as long as it takes.
-func (r *Runtime) Run(ctx context.Context) error {
+func (r *Detector) Run(ctx context.Context) error {
 	start, err := r.start(ctx)
 	if err != nil {
 		return endOf(ctx, fmt.Errorf("start the detector: %w", err))
@@ -67,7 +67,7 @@ func endOf(ctx context.Context, err error) error {
 
 // loop reads and judges in one goroutine; another one fetches the next message
 // meanwhile.
-func (r *Runtime) loop(ctx context.Context, start startPoint) error {
+func (r *Detector) loop(ctx context.Context, start startPoint) error {
 	deliveries := make(chan bus.Delivery, 1)
 	ended := make(chan error, 1)
 	go func() { ended <- r.read(ctx, start, deliveries) }()
@@ -98,7 +98,7 @@ func (r *Runtime) loop(ctx context.Context, start startPoint) error {
 
 // read hands over messages until ctx ends or the bus is closed. What was trimmed
 // away, or a stream made anew, costs coverage and is counted, and reading goes on.
-func (r *Runtime) read(ctx context.Context, start startPoint, deliveries chan<- bus.Delivery) error {
+func (r *Detector) read(ctx context.Context, start startPoint, deliveries chan<- bus.Delivery) error {
 	o := bus.SubscribeOptions{Filters: r.filters(), From: start.from, Incarnation: start.incarnation}
 	for {
 		sub, err := r.o.Bus.Subscribe(ctx, o)
@@ -141,7 +141,7 @@ func forward(ctx context.Context, sub bus.Subscription, deliveries chan<- bus.De
 // handle takes one message. Messages come from anywhere: what cannot be read is
 // counted, and so is one whose header contradicts the subject that the broker
 // checked the sender's rights for.
-func (r *Runtime) handle(ctx context.Context, d bus.Delivery) {
+func (r *Detector) handle(ctx context.Context, d bus.Delivery) {
 	b, err := schema.Decode(d.Data)
 	if err != nil {
 		r.metrics.stream.WithLabelValues("undecodable").Inc()
@@ -167,7 +167,7 @@ func (r *Runtime) handle(ctx context.Context, d bus.Delivery) {
 }
 
 // vectors judges the rows of one message that were not read before.
-func (r *Runtime) vectors(ctx context.Context, b *schema.Batch, now time.Time) {
+func (r *Detector) vectors(ctx context.Context, b *schema.Batch, now time.Time) {
 	h := &b.Header
 	c := r.chainOf(h, now)
 	var judges []*judge
@@ -204,7 +204,7 @@ func (r *Runtime) vectors(ctx context.Context, b *schema.Batch, now time.Time) {
 }
 
 // judgeRow scores one row with one detector.
-func (r *Runtime) judgeRow(ctx context.Context, j *judge, s *sample, c *chain, row *schema.VectorRow) {
+func (r *Detector) judgeRow(ctx context.Context, j *judge, s *sample, c *chain, row *schema.VectorRow) {
 	if adapter := j.bundle.Manifest.Binding.Adapter; adapter != Any {
 		if !s.opened {
 			j.metrics.rows.WithLabelValues("unopened").Inc()
@@ -248,7 +248,7 @@ type startPoint struct {
 
 // start finds the first message of the last minutes, so that the requests that are
 // open now are known from their opening on. The stream is searched by halving.
-func (r *Runtime) start(ctx context.Context) (startPoint, error) {
+func (r *Detector) start(ctx context.Context) (startPoint, error) {
 	info, err := r.o.Bus.Info(ctx)
 	if err != nil {
 		return startPoint{}, err
@@ -275,7 +275,7 @@ func (r *Runtime) start(ctx context.Context) (startPoint, error) {
 }
 
 // peek says when the first message at or after a position was stored.
-func (r *Runtime) peek(ctx context.Context, position uint64) (stored time.Time, at uint64, err error) {
+func (r *Detector) peek(ctx context.Context, position uint64) (stored time.Time, at uint64, err error) {
 	sub, err := r.o.Bus.Subscribe(ctx, bus.SubscribeOptions{From: position})
 	if err != nil {
 		return stored, 0, err

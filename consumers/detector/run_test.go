@@ -14,7 +14,7 @@ import (
 )
 
 // publish stores messages and waits for them.
-func publish(t *testing.T, b *bustest.Bus, deliveries ...bus.Delivery) {
+func publish(t *testing.T, b bus.Bus, deliveries ...bus.Delivery) {
 	t.Helper()
 	done := make(chan error, len(deliveries))
 	for _, d := range deliveries {

@@ -35,7 +35,7 @@ type sample struct {
 }
 
 // find returns the state of a sample, made anew when nothing is known of it.
-func (r *Runtime) find(h *schema.Header, number uint64, request string, index int32, now time.Time) *sample {
+func (r *Detector) find(h *schema.Header, number uint64, request string, index int32, now time.Time) *sample {
 	key := sampleKey{tenant: h.Tenant, epoch: h.Epoch, number: number}
 	if s := r.lookup(key, now); s != nil {
 		return s
@@ -50,7 +50,7 @@ func (r *Runtime) find(h *schema.Header, number uint64, request string, index in
 }
 
 // lookup is the state of a sample, or nil.
-func (r *Runtime) lookup(key sampleKey, now time.Time) *sample {
+func (r *Detector) lookup(key sampleKey, now time.Time) *sample {
 	if s, ok := r.open.get(key, now); ok {
 		return s
 	}
@@ -59,7 +59,7 @@ func (r *Runtime) lookup(key sampleKey, now time.Time) *sample {
 }
 
 // makeRoom forgets the idlest sample when there are too many, an ended one first.
-func (r *Runtime) makeRoom(now time.Time) {
+func (r *Detector) makeRoom(now time.Time) {
 	if r.open.len()+r.ended.len() < maxSamples {
 		return
 	}
@@ -74,7 +74,7 @@ func (r *Runtime) makeRoom(now time.Time) {
 
 // forget drops the state of a sample. Rows that still come start a new one, whose
 // coverage is below 1.
-func (r *Runtime) forget(s *sample, reason string, now time.Time) {
+func (r *Detector) forget(s *sample, reason string, now time.Time) {
 	r.open.remove(s.key)
 	r.ended.remove(s.key)
 	r.metrics.evictions.WithLabelValues(reason).Inc()
@@ -92,7 +92,7 @@ const (
 )
 
 // checkSeen notices a detector for which nothing arrives although requests run.
-func (r *Runtime) checkSeen(s *sample, now time.Time) {
+func (r *Detector) checkSeen(s *sample, now time.Time) {
 	for _, j := range r.judges {
 		b := j.bundle.Manifest.Binding
 		wanted := b.Phase != PhaseDecode || s.length > s.prompt
@@ -109,7 +109,7 @@ func (r *Runtime) checkSeen(s *sample, now time.Time) {
 }
 
 // sweep forgets what ended or went quiet, and problems that passed.
-func (r *Runtime) sweep(now time.Time) {
+func (r *Detector) sweep(now time.Time) {
 	for {
 		_, s, used, ok := r.ended.oldest()
 		if !ok || now.Sub(used) < endedTTL {
@@ -135,7 +135,7 @@ func (r *Runtime) sweep(now time.Time) {
 }
 
 // event takes an opened or ended request.
-func (r *Runtime) event(h *schema.Header, row schema.RequestRow, now time.Time) {
+func (r *Detector) event(h *schema.Header, row schema.RequestRow, now time.Time) {
 	s := r.find(h, row.Number, row.Request, row.Sample, now)
 	switch row.Event {
 	case schema.EventOpen:
