@@ -299,17 +299,24 @@ func checkDetections(t testing.TB, lake string, sources []*source) {
 // publish puts messages on a bus in their order and waits until all are stored.
 func publish(t testing.TB, b bus.Bus, messages [][]byte) {
 	t.Helper()
+	if err := publishAll(b, messages); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func publishAll(b bus.Bus, messages [][]byte) error {
 	done := make(chan error, len(messages))
 	for i, m := range messages {
 		err := b.Publish(context.Background(), bus.Message{Subject: "sonde.v1.t.e.0.k.h.0", ID: fmt.Sprint(i), Data: m},
 			func(_ uint64, err error) { done <- err })
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 	}
 	for range messages {
 		if err := <-done; err != nil {
-			t.Fatal(err)
+			return err
 		}
 	}
+	return nil
 }
