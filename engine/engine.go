@@ -62,7 +62,8 @@ func Defaults() Options {
 const (
 	maxOpen      = 1024             // open sequences; beyond it, requests are refused with 429
 	drainLimit   = 3 * time.Second  // for open requests to finish at the end; then they are aborted
-	goodbyeLimit = 10 * time.Second // for the agent to release the ring at the end
+	goodbyeLimit = 20 * time.Second // for the agent to release the ring at the end
+	absenceLimit = 3 * time.Second  // of it, for an agent that is not there to come back
 	httpLimit    = 5 * time.Second  // for answers to be taken at the end
 )
 
@@ -251,18 +252,7 @@ func (e *engine) close() error {
 		_ = e.listener.Close() // Serve has closed it already, if it came so far.
 	}
 	if e.ring != nil {
-		limit := goodbyeLimit
-		if e.running.Load() == nil {
-			limit = 0 // Nothing was computed that an agent could wait for.
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), limit)
-		defer cancel()
-		err := e.ring.Close(ctx)
-		if errors.Is(err, context.DeadlineExceeded) {
-			e.o.Logger.Warn("the agent did not take everything; the next engine on this state folder names it", "error", err)
-			err = nil
-		}
-		errs = append(errs, err)
+		errs = append(errs, e.sayGoodbye())
 	}
 	if e.witness != nil {
 		errs = append(errs, e.witness.Close())
@@ -271,4 +261,31 @@ func (e *engine) close() error {
 		errs = append(errs, e.stepLog.close())
 	}
 	return errors.Join(errs...)
+}
+
+// sayGoodbye closes the ring. What the agent does not take in time is named by
+// the next engine on the same state folder.
+func (e *engine) sayGoodbye() error {
+	limit := goodbyeLimit
+	if e.running.Load() == nil {
+		limit = 0 // Nothing was computed that an agent could wait for.
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	go func() {
+		const every = 100 * time.Millisecond
+		for absent := time.Duration(0); absent < absenceLimit && ctx.Err() == nil; absent += every {
+			if e.ring.Stats().Attached {
+				absent = 0
+			}
+			time.Sleep(every)
+		}
+		cancel()
+	}()
+	err := e.ring.Close(ctx)
+	if err != nil && errors.Is(err, ctx.Err()) {
+		e.o.Logger.Warn("the agent did not take everything", "error", err)
+		return nil
+	}
+	return err
 }

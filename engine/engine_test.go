@@ -342,3 +342,36 @@ func mustSelect(t *testing.T, m model.Model) *capture.Selection {
 	}
 	return s
 }
+
+// What no agent ever took must be named by the next engine, under the epoch that
+// computed it.
+func TestSuccessorTellsWhatNobodyTook(t *testing.T) {
+	o := options(t)
+	ctx, stop := context.WithCancel(context.Background())
+	address, done := start(t, ctx, o)
+	if text, err := complete(address, `{"prompt":"a","max_tokens":3}`); err != nil {
+		t.Errorf("%s %v", text, err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	listener, err := ring2.Listen(o.RingSocket, ring2.ListenerOptions{Logger: o.Logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	var a agent
+	read := make(chan error, 1)
+	go func() { read <- a.run(context.Background(), listener) }()
+	ctx, stop = context.WithCancel(context.Background())
+	address, done = start(t, ctx, o)
+	awaitMetric(t, address, "sonde_engine_ring_obituaries_total", 6) // model, layouts, open
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := <-read; err != nil || a.obituaries < 6 || a.opened != 0 || !a.bye {
+		t.Errorf("the agent saw %+v, %v", a, err)
+	}
+}
