@@ -30,6 +30,7 @@ func (w *Writer) Close(ctx context.Context) error {
 	defer w.mu.Unlock()
 	w.countLater()
 	w.closed = true
+	w.dead.released(w.core.release, w.core.claim)
 	w.dead.close()
 	err := w.journal.close(left == 0)
 	w.memory.close()
