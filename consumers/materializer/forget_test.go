@@ -101,7 +101,8 @@ func loadState(t *testing.T, lake string) *commitlog.State {
 
 // gappy is a chain whose messages never follow each other, as after many losses.
 func gappy(messages int) *source {
-	s := &source{header: schema.Header{Kind: schema.KindVectors, Tenant: "t", Engine: "e", Epoch: 5, Hook: "h", DType: "u8"}}
+	s := &source{header: schema.Header{Kind: schema.KindVectors, Tenant: "t", Engine: "e", Epoch: 5, Hook: "h",
+		DType: "u8"}}
 	for i := range messages {
 		s.rows = append(s.rows, schema.Cursor{Seq: uint64(10 * (i + 1)), Row: uint32(i % 4)})
 	}
@@ -144,7 +145,8 @@ func TestSpansBeyondTheBoundAreLookedUpInTheTable(t *testing.T) {
 
 func TestTooManyChainsAreForgottenFromTheIdlestEpochOn(t *testing.T) {
 	now := time.Unix(1000, 0)
-	c, err := newChains(&commitlog.State{}, func(uint64) (bool, error) { return false, nil }, func() time.Time { return now })
+	never := func(uint64) (bool, error) { return false, nil }
+	c, err := newChains(&commitlog.State{}, never, func() time.Time { return now })
 	if err != nil {
 		t.Fatal(err)
 	}
