@@ -76,9 +76,10 @@ type Level struct {
 	Measured       Measured `yaml:"measured"`
 }
 
-// Measured says what the false-alarm rate of a level rests on. The threshold is
-// an order statistic of the clean requests, so UpperBound95, the upper end of the
-// one-sided 95 % Clopper-Pearson interval, holds although they also chose it.
+// Measured says what the false-alarm rate of a level rests on. The threshold is at or
+// above the clean requests' score of the rank that FalseAlarmRate allows, so
+// UpperBound95, the upper end of the one-sided 95 % Clopper-Pearson interval for that
+// rank, holds although they also chose it.
 type Measured struct {
 	CleanRequests int     `yaml:"clean_requests"` // held out from the fit
 	FalseAlarms   int     `yaml:"false_alarms"`   // of them

@@ -28,20 +28,30 @@ func (o Operating) level(name string) detector.Level {
 
 // operate picks the threshold for a false-alarm rate and judges every request by it.
 //
-// A request alarms when its largest aggregated score is above the threshold, which is
-// the (k+1)-th largest score of the n clean requests, so k of them alarm. For a
-// continuous score the rate of a future clean request is then Beta(k+1, n-k)
-// distributed, with mean (k+1)/(n+1): k is the largest for which that mean does not
-// exceed the target. The quantile of that distribution is the Clopper-Pearson upper
-// bound for k of n, so the bound holds although the same requests chose the threshold
-// (Wilks, "Determination of sample sizes for setting tolerance limits", 1941).
-// With too few clean requests k is 0: nothing lower can be calibrated.
-func operate(requests []*heldOut, clean []float64, target float64) Operating {
+// A request alarms when its largest aggregated score is above the threshold. The
+// lowest threshold that is allowed is the (k+1)-th largest score of the n clean
+// requests, so that k of them alarm. For a continuous score the rate of a future
+// clean request is then Beta(k+1, n-k) distributed, with mean (k+1)/(n+1): k is the
+// largest for which that mean does not exceed the target. The quantile of that
+// distribution is the Clopper-Pearson upper bound for k of n, so the bound holds
+// although the same requests chose the threshold (Wilks, "Determination of sample
+// sizes for setting tolerance limits", 1941). With too few clean requests k is 0:
+// nothing lower can be calibrated.
+//
+// Where the classes leave a gap, the threshold stands inside it, at the given share of
+// the way to the score that nine in ten positive requests reach: a higher threshold
+// only lowers the false alarms, and one at the edge would fire on the first token that
+// looks a little unlike the clean requests of the dataset.
+func operate(requests []*heldOut, clean, positive []float64, target, inGap float64) Operating {
 	sorted := slices.Clone(clean)
 	sort.Sort(sort.Reverse(sort.Float64Slice(sorted)))
 	n := len(sorted)
 	k := max(0, int(math.Floor(target*float64(n+1)+1e-9))-1)
-	o := Operating{Threshold: float32(sorted[min(k, n-1)]), Target: target,
+	threshold := sorted[min(k, n-1)]
+	if reached := ninetieth(positive); reached > threshold {
+		threshold += inGap * (reached - threshold)
+	}
+	o := Operating{Threshold: float32(threshold), Target: target,
 		Shown: int(math.Ceil(math.Log(1-confidence) / math.Log1p(-target)))}
 	o.Measured.CleanRequests = n
 	var tokens []int
@@ -58,12 +68,22 @@ func operate(requests []*heldOut, clean []float64, target float64) Operating {
 			o.Measured.FalseAlarms++
 		}
 	}
-	o.Measured.UpperBound95 = rounded(upperBound(o.Measured.FalseAlarms, n))
+	o.Measured.UpperBound95 = rounded(upperBound(k, n))
 	if len(tokens) > 0 {
 		sort.Ints(tokens)
 		o.MedianTokens = tokens[(len(tokens)-1)/2]
 	}
 	return o
+}
+
+// ninetieth is the score that nine in ten requests reach.
+func ninetieth(scores []float64) float64 {
+	if len(scores) == 0 {
+		return math.Inf(-1)
+	}
+	sorted := slices.Clone(scores)
+	sort.Float64s(sorted)
+	return sorted[len(sorted)/10]
 }
 
 // crossing is after how many judged tokens the first sample of a request crossed; 0:

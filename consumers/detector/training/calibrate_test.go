@@ -39,7 +39,7 @@ func TestTheBoundHoldsAlthoughTheSameRequestsChoseTheThreshold(t *testing.T) {
 				clean = append(clean, float64(score))
 				requests = append(requests, &heldOut{most: score, samples: [][]float32{{0, score, 0}}})
 			}
-			o := operate(requests, clean, c.target)
+			o := operate(requests, clean, nil, c.target, 0.5)
 			rate := 1 - float64(o.Threshold)
 			sum += rate
 			if rate <= o.Measured.UpperBound95+1e-4 {
@@ -61,8 +61,21 @@ func TestTiesNeverAlarmMoreThanAllowed(t *testing.T) {
 	for _, c := range clean {
 		requests = append(requests, &heldOut{samples: [][]float32{{float32(c)}}})
 	}
-	if o := operate(requests, clean, 0.5); o.Measured.FalseAlarms != 0 || o.Threshold != 1 {
+	if o := operate(requests, clean, nil, 0.5, 0.5); o.Measured.FalseAlarms != 0 || o.Threshold != 1 {
 		t.Errorf("%+v", o)
+	}
+}
+
+// The gap between the classes belongs to neither: the threshold stands inside it, and
+// never below what the clean requests allow.
+func TestTheThresholdStandsInTheGap(t *testing.T) {
+	clean := []float64{-3, -2, -1}
+	positive := []float64{-5, 9, 9, 9, 9, 9, 9, 9, 9, 9, 3}
+	if o := operate(nil, clean, positive, 0.01, 0.5); o.Threshold != 1 {
+		t.Errorf("threshold %v, want the middle between -1 and 3", o.Threshold)
+	}
+	if o := operate(nil, clean, []float64{-2, -2}, 0.01, 0.5); o.Threshold != -1 {
+		t.Errorf("threshold %v of classes that overlap, want -1", o.Threshold)
 	}
 }
 

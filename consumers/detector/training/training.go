@@ -76,6 +76,12 @@ const (
 	maxWarnRate = 0.25
 )
 
+// Where the thresholds stand in a gap between the classes, as a share of its width.
+const (
+	warnInGap = 0.25
+	stopInGap = 0.5
+)
+
 // Result is a new bundle with what is known about it.
 type Result struct {
 	Bundle     *detector.Bundle
@@ -120,7 +126,7 @@ func Run(ctx context.Context, lake Lake, o Options) (*Result, error) {
 	}
 	r := &Result{Fit: set.fitted(), HeldOut: Counts{Rows: judged.rows}, Stride: rows.stride, Iterations: iterations}
 	r.Fit.Rows = rows.n
-	r.measure(judged, o.FalseAlarm)
+	r.measure(judged, o.Aggregation, o.FalseAlarm)
 	r.Bundle, err = detector.Write(o.Out, detector.Draft{Manifest: r.manifest(o, lake, binding), Probe: fitted,
 		Rows: judged.testRows()})
 	return r, err
@@ -147,7 +153,7 @@ func (o *Options) Check() error {
 }
 
 // measure fills in what the held-out requests say.
-func (r *Result) measure(j *judged, falseAlarm float64) {
+func (r *Result) measure(j *judged, aggregation detector.Aggregation, falseAlarm float64) {
 	var clean, positive []float64
 	for _, q := range j.requests {
 		if q.positive {
@@ -159,8 +165,12 @@ func (r *Result) measure(j *judged, falseAlarm float64) {
 	r.HeldOut.Positive, r.HeldOut.Clean = len(positive), len(clean)
 	r.AUROC = auroc(positive, clean)
 	r.Accuracy, r.Baseline = j.accuracy()
-	r.Stop = operate(j.requests, clean, falseAlarm)
-	r.Warn = operate(j.requests, clean, math.Min(warnFactor*falseAlarm, math.Max(maxWarnRate, falseAlarm)))
+	stop, warn := stopInGap, warnInGap
+	if aggregation.Kind == "cusum" { // grows with the length of a request, so that a gap has no width of its own
+		stop, warn = 0, 0
+	}
+	r.Stop = operate(j.requests, clean, positive, falseAlarm, stop)
+	r.Warn = operate(j.requests, clean, positive, math.Min(warnFactor*falseAlarm, math.Max(maxWarnRate, falseAlarm)), warn)
 }
 
 // manifest describes the detector. The breaker opens at twice the share of positive
