@@ -82,9 +82,6 @@ func AppendObituary(b []byte, o Obituary) []byte {
 	return append(b, o.Payload...)
 }
 
-// obituaryHeaderBytes stand before the dead record's payload.
-const obituaryHeaderBytes = 20
-
 // ParseObituary reads the payload of an OBITUARY record. Payload aliases b.
 func ParseObituary(b []byte) (Obituary, error) {
 	p := payload{b: b}
