@@ -7,8 +7,8 @@
 // commit word of a descriptor, the reader release_seq.
 //
 // ABI.md documents every byte. The logic works on plain memory (core_writer.go,
-// core_reader.go); mapping and sockets are thin edges (memory_linux.go,
-// handshake.go).
+// core_step.go, core_reader.go); mapping, sockets and the journal are edges in
+// files of their own. A Listener of the agent takes the ranks' connections.
 package ring2
 
 //go:generate go run ./internal/abigen ring2_abi.h abi.go

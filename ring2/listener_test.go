@@ -77,7 +77,8 @@ func TestPathsThatCannotBeASocketAreErrors(t *testing.T) {
 	if err := os.WriteFile(file, []byte("keep me"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{"", file, filepath.Join(dir, "no", "folder"), filepath.Join(dir, strings.Repeat("x", 110))} {
+	long := filepath.Join(dir, strings.Repeat("x", 110))
+	for _, path := range []string{"", file, filepath.Join(dir, "no", "folder"), long} {
 		if l, err := Listen(path, ListenerOptions{}); err == nil {
 			t.Errorf("listens on %q", path)
 			_ = l.Close()

@@ -243,10 +243,13 @@ const ObituaryNeverPut uint16 = 1
 // Kind KindEndOfJournal is the last one of that epoch.
 type Obituary struct {
 	DeadEpoch uint64
-	Seq       uint64
-	Kind      Kind
-	Flags     uint16
-	Payload   []byte // of the record; aliases the parsed buffer
+	// Seq is that of the record in the dead ring. A flagged record has the one that
+	// it would have had then; others may have it, too. The last one has the number
+	// after that of the last record that the journal knows of.
+	Seq     uint64
+	Kind    Kind
+	Flags   uint16
+	Payload []byte // of the record; aliases the parsed buffer
 }
 
 // Abort asks the engine to stop a request. The engine refuses another epoch than

@@ -143,8 +143,8 @@ func parseConfig(ctl []byte, dataLen uint64) (Config, error) {
 }
 
 func versionError(major, minor uint16) error {
-	return fmt.Errorf("%w: the engine speaks ring ABI %d.%d and this agent %d.%d; upgrade the older of the two", ErrVersion,
-		major, minor, abiABIMajor, abiABIMinor)
+	return fmt.Errorf("%w: the engine speaks ring ABI %d.%d and this agent %d.%d; upgrade the older of the two",
+		ErrVersion, major, minor, abiABIMajor, abiABIMinor)
 }
 
 // unpad reads NUL-padded text whose last byte must be NUL.

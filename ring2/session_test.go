@@ -3,11 +3,9 @@ package ring2
 import (
 	"context"
 	"errors"
-	"io"
-	"os"
+	"fmt"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -124,7 +122,9 @@ func TestReleaseStopsAtStepBoundaries(t *testing.T) {
 		t.Errorf("released %d although nothing was read", got)
 	}
 	readAll(t, p.s) // up to 6: its captures are not committed
-	for _, x := range []struct{ ask, want uint64 }{{1, 1}, {0, 1}, {3, 2}, {5, 2}, {2, 2}, {6, 6}, {7, 6}, {99, 6}, {6, 6}} {
+	for _, x := range []struct{ ask, want uint64 }{
+		{1, 1}, {0, 1}, {3, 2}, {5, 2}, {2, 2}, {6, 6}, {7, 6}, {99, 6}, {6, 6},
+	} {
 		p.s.Release(x.ask)
 		if got := p.s.ReleaseSeq(); got != x.want {
 			t.Errorf("release of %d gave %d; want %d", x.ask, got, x.want)
@@ -143,6 +143,28 @@ func TestReleaseStopsAtStepBoundaries(t *testing.T) {
 	if got := p.w.Stats(); got.Release != 10 {
 		t.Errorf("the whole step was not released: %d", got.Release)
 	}
+}
+
+// named says what a session's snapshot names.
+func named(t *testing.T, s *Session) []string {
+	t.Helper()
+	var out []string
+	for _, r := range s.Snapshot() {
+		m, modelErr := ParseModel(r.Payload)
+		l, layoutErr := ParseLayout(r.Payload)
+		open, openErr := ParseRequestOpen(r.Payload)
+		switch {
+		case r.Kind == KindModel && modelErr == nil:
+			out = append(out, "model "+m.Name)
+		case r.Kind == KindLayout && layoutErr == nil:
+			out = append(out, fmt.Sprint("layout ", l.ID))
+		case r.Kind == KindRequestOpen && openErr == nil:
+			out = append(out, fmt.Sprint("request ", open.Number))
+		default:
+			t.Errorf("the snapshot holds a %s that does not parse", r.Kind)
+		}
+	}
+	return out
 }
 
 func TestASecondAgentReadsAgainFromTheLastRelease(t *testing.T) {
@@ -194,26 +216,9 @@ func TestASecondAgentReadsAgainFromTheLastRelease(t *testing.T) {
 	if second.ReleaseSeq() != released {
 		t.Fatalf("the second agent starts at %d; the first released %d", second.ReleaseSeq(), released)
 	}
-	var kinds []Kind
-	var numbers []uint64
-	for _, r := range second.Snapshot() {
-		kinds = append(kinds, r.Kind)
-		if r.Kind == KindRequestOpen {
-			open, err := ParseRequestOpen(r.Payload)
-			if err != nil {
-				t.Fatal(err)
-			}
-			numbers = append(numbers, open.Number)
-		}
-		if r.Kind == KindModel {
-			if m, err := ParseModel(r.Payload); err != nil || m.Name != "m" {
-				t.Errorf("the snapshot's model is %+v (%v)", m, err)
-			}
-		}
-	}
-	if !slices.Equal(kinds, []Kind{KindModel, KindLayout, KindRequestOpen, KindRequestOpen, KindRequestOpen}) ||
-		!slices.Equal(numbers, []uint64{1, 3, 4}) {
-		t.Errorf("the snapshot names %v and requests %v", kinds, numbers)
+	want := []string{"model m", "layout 0", "request 1", "request 3", "request 4"}
+	if got := named(t, second); !slices.Equal(got, want) {
+		t.Errorf("the snapshot names %v; want %v", got, want)
 	}
 	check := newChecker(t, second)
 	done := make(chan struct{})
@@ -381,8 +386,8 @@ func TestAbortsReachTheEngineAndAnswersFindTheirAbort(t *testing.T) {
 		t.Errorf("an engine that does not answer: %v", err)
 	}
 	close(block)
-	if outcome, length, err := s.Abort(context.Background(), Abort{Epoch: w.Epoch(), Number: 7}); outcome != AbortStopped ||
-		length != 7 || err != nil {
+	outcome, length, err := s.Abort(context.Background(), Abort{Epoch: w.Epoch(), Number: 7})
+	if outcome != AbortStopped || length != 7 || err != nil {
 		t.Errorf("after the late answer: %s, %d, %v", outcome, length, err)
 	}
 	if err := s.Close(); err != nil {
@@ -390,136 +395,5 @@ func TestAbortsReachTheEngineAndAnswersFindTheirAbort(t *testing.T) {
 	}
 	if _, _, err := s.Abort(context.Background(), Abort{}); !errors.Is(err, ErrEngineGone) {
 		t.Errorf("an abort after Close: %v", err)
-	}
-}
-
-func TestACorruptRingIsQuarantinedAndOthersGoOn(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "quarantine")
-	o := listen(t, ListenerOptions{QuarantineDir: dir})
-	bad := newTestWriter(t, WriterOptions{Socket: o.path, RankCount: 2})
-	sick := accept(t, o.l)
-	good := newTestWriter(t, WriterOptions{Socket: o.path, Rank: 1, RankCount: 2})
-	well := accept(t, o.l)
-	ranges, layouts := smallStep(t, bad)
-	st := begin(t, bad, ranges, layouts)
-	bad.core.desc(st.plans[0].seq).DataLen++ // a wild store
-	d := bad.core.desc(st.plans[0].seq)
-	sum := d.checksum()
-	st.Commit()
-	d.CRC32C = sum + 1
-	var records []Record
-	var err error
-	for err == nil {
-		records, err = sick.Next(context.Background(), records)
-	}
-	var c *corruptError
-	if !errors.As(err, &c) || c.seq != 3 || len(records) != 3 || sick.Quarantined() == nil {
-		t.Fatalf("after %d records: %v", len(records), err)
-	}
-	if _, again := sick.Next(context.Background(), nil); !errors.Is(again, err) {
-		t.Errorf("the error does not stay: %v", again)
-	}
-	files, err := os.ReadDir(dir)
-	if err != nil || len(files) != 1 {
-		t.Fatalf("%d dumps (%v)", len(files), err)
-	}
-	dump, err := os.ReadFile(filepath.Join(dir, files[0].Name()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if text := string(dump); strings.Count(text, "\ndescriptor ") != 64 || !strings.Contains(text, "config zone") ||
-		!strings.Contains(text, "corrupt at record 3") {
-		t.Errorf("the dump tells too little: %.300s", text)
-	}
-	if err := sick.Close(); err != nil {
-		t.Fatal(err)
-	}
-	ranges, layouts = smallStep(t, good)
-	begin(t, good, ranges, layouts).Commit()
-	records = nil
-	for len(records) < 4 {
-		if records, err = well.Next(context.Background(), records); err != nil {
-			t.Fatal(err)
-		}
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
-	defer cancel()
-	if s, err := o.l.Accept(ctx); err == nil {
-		t.Errorf("the corrupt ring of epoch %x attached again", s.Config().Epoch)
-	}
-	if got := o.l.Stats(); got.Quarantined != 1 || got.Dumps != 1 || got.Refused == 0 {
-		t.Errorf("%+v", got)
-	}
-}
-
-func TestDescriptorsThatMakeNoSenseAreNeverFollowed(t *testing.T) {
-	for name, spoil := range map[string]func(d *abiDesc){
-		"length past the end":   func(d *abiDesc) { d.DataLen = minDataBytes + 1 },
-		"huge length":           func(d *abiDesc) { d.DataLen = ^uint32(0) },
-		"position not aligned":  func(d *abiDesc) { d.DataPos++ },
-		"position before":       func(d *abiDesc) { d.DataPos -= 64 },
-		"position far ahead":    func(d *abiDesc) { d.DataPos += 4 * minDataBytes },
-		"another record":        func(d *abiDesc) { d.Seq++ },
-		"no payload checksum":   func(d *abiDesc) { d.Flags = 0 },
-		"payload checksum":      func(d *abiDesc) { d.PayloadCRC32C++ },
-		"length of the payload": func(d *abiDesc) { d.DataLen-- },
-	} {
-		p := quiet(t, WriterOptions{DescCount: 16, DataBytes: minDataBytes})
-		smallStep(t, p.w) // records 0 and 1
-		if err := p.w.OpenRequest(RequestOpen{Number: 7}); err != nil {
-			t.Fatal(err)
-		}
-		d := p.w.core.desc(2)
-		spoil(d)
-		d.CRC32C = d.checksum()
-		records, err := p.s.Next(context.Background(), nil)
-		if err != nil || len(records) != 2 {
-			t.Fatalf("%s: read %d records before it: %v", name, len(records), err)
-		}
-		if records, err = p.s.Next(context.Background(), nil); err == nil {
-			t.Errorf("%s: read %+v", name, records)
-		}
-	}
-	for name, commit := range map[string]uint64{"lapped": 3 + 16, "wild": 1 << 60, "cleared": 2} {
-		p := quiet(t, WriterOptions{DescCount: 16, DataBytes: minDataBytes})
-		smallStep(t, p.w)
-		atomic.StoreUint64(&p.w.core.desc(2).Commit, commit)
-		if _, err := p.s.Next(context.Background(), nil); err != nil {
-			t.Fatal(err)
-		}
-		if records, err := p.s.Next(context.Background(), nil); err == nil {
-			t.Errorf("commit word %s: read %+v", name, records)
-		}
-	}
-}
-
-func TestWhatADeadEngineNeverCommittedIsNamedAndTheRestIsRead(t *testing.T) {
-	p := quiet(t, WriterOptions{DescCount: 64, DataBytes: minDataBytes})
-	ranges, layouts := smallStep(t, p.w) // records 0, 1
-	s := begin(t, p.w, ranges, []uint32{layouts[0], layouts[0], layouts[0]})
-	held := []*Pending{s.Detach(0), s.Detach(2)}
-	write(s, 1, ranges)
-	s.Commit() // 2 STEP, 3 and 5 never come
-	if err := p.w.OpenRequest(RequestOpen{Number: 2}); err != nil {
-		t.Fatal(err)
-	}
-	_ = p.engine.Close()
-	var got []uint64
-	var records []Record
-	var err error
-	for err == nil {
-		records, err = p.s.Next(context.Background(), records[:0])
-		for _, r := range records {
-			got = append(got, r.Seq)
-		}
-	}
-	if !errors.Is(err, io.EOF) || !slices.Equal(got, []uint64{0, 1, 2, 4, 6}) || !slices.Equal(p.s.Lost(), []uint64{3, 5}) {
-		t.Errorf("read %v, lost %v: %v", got, p.s.Lost(), err)
-	}
-	if p.s.Producer().Closing {
-		t.Error("a death looks like a clean end")
-	}
-	for _, h := range held {
-		h.Abort()
 	}
 }

@@ -98,9 +98,9 @@ type WriterStats struct {
 	Attaches         uint64
 }
 
-// Writer owns a ring. One goroutine owns all its calls but Stats, Epoch and
-// Close. The lock is for the background goroutines: they flush what waits,
-// sweep stuck copies and send snapshots.
+// Writer owns a ring. One goroutine captures: BeginStep, and all of StepCapture.
+// Everything else may be called from any, also while a step is open. Background
+// goroutines flush what waits, sweep stuck copies and send snapshots.
 type Writer struct {
 	o      WriterOptions
 	config Config
@@ -130,13 +130,15 @@ type Writer struct {
 	background   sync.WaitGroup
 }
 
+// allocRing makes the memory of a ring of so many descriptors and data bytes.
+type allocRing func(descs, bytes uint64) (*ringMemory, error)
+
 // NewWriter makes a ring and its journal. It works with no agent present: it
 // dials in the background for ever.
 func NewWriter(o WriterOptions) (*Writer, error) { return newWriter(o, newRingMemory, 0, 0) }
 
 // newWriter makes a ring whose records and data count from where the caller says.
-func newWriter(o WriterOptions, alloc func(descs, bytes uint64) (*ringMemory, error), startSeq, startPos uint64) (*Writer,
-	error) {
+func newWriter(o WriterOptions, alloc allocRing, startSeq, startPos uint64) (*Writer, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
@@ -174,7 +176,7 @@ func newWriter(o WriterOptions, alloc func(descs, bytes uint64) (*ringMemory, er
 }
 
 // makeRing lays the ring over its memory.
-func (w *Writer) makeRing(alloc func(descs, bytes uint64) (*ringMemory, error), startSeq, startPos uint64) error {
+func (w *Writer) makeRing(alloc allocRing, startSeq, startPos uint64) error {
 	memory, err := alloc(w.config.DescCount, w.config.DataBytes)
 	if err != nil {
 		return err

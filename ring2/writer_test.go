@@ -150,7 +150,7 @@ func TestCompleteModeNeverWaitsLongerThanItsBudgetSays(t *testing.T) {
 		t.Fatalf("%d of %d waits used up their budget; nobody made room", got.ExhaustedSteps, got.Stalls)
 	}
 	if got.StallNS < got.Stalls*uint64(budget) {
-		t.Errorf("%d waits took %d ns together: less than the budget, so room was given up too early", got.Stalls, got.StallNS)
+		t.Errorf("%d waits took %d ns together: less than the budget, so they gave up too early", got.Stalls, got.StallNS)
 	}
 }
 
@@ -326,9 +326,11 @@ func TestWrongCallsAreErrors(t *testing.T) {
 	if w.alive.requests[3] != nil || w.alive.requests[2] != nil {
 		t.Error("a request that was refused is alive")
 	}
-	for name, r := range map[string]StepRange{"no tokens": {Number: 1}, "position": {Number: 1, Position: ^uint32(0), Count: 2},
+	for name, r := range map[string]StepRange{
+		"no tokens": {Number: 1}, "position": {Number: 1, Position: ^uint32(0), Count: 2},
 		"mask": {Number: 1, Count: 1, LayoutMask: 2}, "phase": {Number: 1, Count: 1, Phase: 9},
-		"rows": {Number: 1, Count: maxRows + 1}} {
+		"rows": {Number: 1, Count: maxRows + 1},
+	} {
 		if _, err := w.BeginStep([]StepRange{r}, layouts); err == nil {
 			t.Errorf("%s: no error", name)
 		}
@@ -435,4 +437,30 @@ func TestMissingRangesBeyondTheirBoundAreMergedOrCounted(t *testing.T) {
 	if r := m.ranges[300-256]; r.Number != 300 || r.Count != 3 {
 		t.Errorf("after the first ones were named, %+v", r)
 	}
+}
+
+func TestMemoryStaysUntilTheOpenStepAndLateCopiesAreDone(t *testing.T) {
+	w := newTestWriter(t, WriterOptions{})
+	ranges, layouts := smallStep(t, w)
+	before := ringMappings(t)
+	first := begin(t, w, ranges, layouts)
+	late := first.Detach(0)
+	first.Commit()
+	open := begin(t, w, ranges, layouts)
+	if err := w.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	write(open, 0, ranges)
+	open.Commit()
+	if ringMappings(t) != before {
+		t.Fatal("the memory went before the late copy was done")
+	}
+	for e := range denseLayout {
+		clear(late.Span(e))
+	}
+	late.Commit()
+	if ringMappings(t) != before-2 {
+		t.Error("the memory stays")
+	}
+	w.Stats()
 }
