@@ -86,7 +86,8 @@ func (l *Listener) attach(c *net.UnixConn, memory *readerMemory, buf []byte) (*S
 	return s, nil
 }
 
-func (l *Listener) snapshot(c *net.UnixConn, config Config, r ring, memory *readerMemory, buf []byte) (*Session, error) {
+func (l *Listener) snapshot(c *net.UnixConn, config Config, r ring, memory *readerMemory, buf []byte) (*Session,
+	error) {
 	if err := sendMessage(c, welcomeMessage(l.o.Name)); err != nil {
 		return nil, err
 	}
