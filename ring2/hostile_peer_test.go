@@ -1,7 +1,6 @@
 package ring2
 
 import (
-	"context"
 	"encoding/binary"
 	"io"
 	"log/slog"
@@ -127,8 +126,7 @@ func (e *fakeEngine) attach(t *testing.T, l *Listener) *Session {
 
 func acceptSession(t *testing.T, l *Listener) *Session {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
+	ctx := patience(t)
 	s, err := l.Accept(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -168,7 +166,7 @@ func stillServes(t *testing.T, l *Listener, socket string) {
 	e := newFakeEngine(t, socket)
 	s := e.attach(t, l)
 	e.control(t, KindModel, AppendModel(nil, peerModel))
-	records, err := s.Next(t.Context(), nil)
+	records, err := s.Next(patience(t), nil)
 	if err != nil || len(records) != 1 || records[0].Kind != KindModel {
 		t.Errorf("an honest engine gets %d records, %v", len(records), err)
 	}
@@ -445,7 +443,7 @@ func TestARingIsReadOnlyOnce(t *testing.T) {
 	}
 	e.conn = first
 	e.control(t, KindModel, AppendModel(nil, peerModel))
-	if _, err := s.Next(t.Context(), nil); err != nil {
+	if _, err := s.Next(patience(t), nil); err != nil {
 		t.Error(err)
 	}
 }

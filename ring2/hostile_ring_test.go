@@ -39,8 +39,7 @@ func (e *fakeEngine) forge(t *testing.T, payload []byte, change func(*abiDesc)) 
 // readToEnd reads until an error.
 func readToEnd(t *testing.T, s *Session) ([]Record, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
+	ctx := patience(t)
 	var out []Record
 	for {
 		var err error
@@ -84,7 +83,7 @@ func TestADescriptorThatLiesQuarantinesItsRing(t *testing.T) {
 			if len(records) != 1 || err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("read %d records, then %v; want 1 and something with %q", len(records), err, c.want)
 			}
-			if again, second := s.Next(t.Context(), nil); len(again) > 0 || !errors.Is(second, err) ||
+			if again, second := s.Next(patience(t), nil); len(again) > 0 || !errors.Is(second, err) ||
 				!errors.Is(s.Quarantined(), err) {
 				t.Errorf("the quarantine does not last: %v, %v", second, s.Quarantined())
 			}
@@ -101,7 +100,7 @@ func TestADescriptorThatLiesQuarantinesItsRing(t *testing.T) {
 				t.Errorf("the corrupt ring attaches again: %q", got)
 			}
 			good.control(t, KindModel, model)
-			if got, err := goodSession.Next(t.Context(), nil); err != nil || len(got) != 1 {
+			if got, err := goodSession.Next(patience(t), nil); err != nil || len(got) != 1 {
 				t.Errorf("another ring suffers: %d records, %v", len(got), err)
 			}
 		})
@@ -115,11 +114,11 @@ func TestAControlRecordBeyondItsBoundIsCorrupt(t *testing.T) {
 	e := newFakeEngineOf(t, socket, hostileDescs, 1<<21)
 	s := e.attach(t, l)
 	e.forge(t, make([]byte, maxControlRecord), func(d *abiDesc) { d.Kind = uint16(KindStep) })
-	if got, err := s.Next(t.Context(), nil); err != nil || len(got) != 1 {
+	if got, err := s.Next(patience(t), nil); err != nil || len(got) != 1 {
 		t.Fatalf("a record at the bound gives %d records, %v", len(got), err)
 	}
 	e.forge(t, make([]byte, maxControlRecord+1), func(d *abiDesc) { d.Kind = uint16(KindStep) })
-	if _, err := s.Next(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "at most") {
+	if _, err := s.Next(patience(t), nil); err == nil || !strings.Contains(err.Error(), "at most") {
 		t.Errorf("a record above the bound gives %v", err)
 	}
 }
@@ -136,7 +135,7 @@ func TestUnknownKindsFlagsAndFeaturesAreNotCorrupt(t *testing.T) {
 	var got []Record
 	for len(got) < 2 {
 		var err error
-		if got, err = s.Next(t.Context(), got); err != nil {
+		if got, err = s.Next(patience(t), got); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -156,7 +155,7 @@ func TestSharedWordsThatChangeAfterTheCheckAreIgnored(t *testing.T) {
 	atomic.StoreUint32(&e.core.config.Magic, 0)
 	for i := range uint64(3 * hostileDescs) {
 		e.control(t, KindModel, AppendModel(nil, peerModel))
-		records, err := s.Next(t.Context(), nil)
+		records, err := s.Next(patience(t), nil)
 		if err != nil || len(records) != 1 || records[0].Seq != i {
 			t.Fatalf("read %d records, %v", len(records), err)
 		}
@@ -327,7 +326,7 @@ func TestPunchedMemoryIsCorruptNotFatal(t *testing.T) {
 	if err := unix.Fallocate(e.memory.dataFD, punch, 0, hostileData); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Next(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "checksum") {
+	if _, err := s.Next(patience(t), nil); err == nil || !strings.Contains(err.Error(), "checksum") {
 		t.Errorf("punched data gives %v", err)
 	}
 	if err := unix.Fallocate(e.memory.ctlFD, punch, 0, int64(ctlBytes(hostileDescs))); err != nil {
@@ -368,7 +367,7 @@ func TestAWakeDescriptorThatMisbehavesStopsNobody(t *testing.T) {
 				t.Errorf("an idle ring gives %v", err)
 			}
 			e.control(t, KindModel, AppendModel(nil, peerModel))
-			if got, err := s.Next(t.Context(), nil); err != nil || len(got) != 1 {
+			if got, err := s.Next(patience(t), nil); err != nil || len(got) != 1 {
 				t.Errorf("read %d records, %v", len(got), err)
 			}
 			if err := s.Close(); err != nil {
@@ -432,7 +431,7 @@ func TestAnEngineThatNeverAnswersBoundsItsAborts(t *testing.T) {
 		}
 	}
 	e.control(t, KindModel, AppendModel(nil, peerModel))
-	if got, err := s.Next(t.Context(), nil); err != nil || !reflect.DeepEqual(got[0].Kind, KindModel) {
+	if got, err := s.Next(patience(t), nil); err != nil || !reflect.DeepEqual(got[0].Kind, KindModel) {
 		t.Errorf("the session suffers: %v", err)
 	}
 	if n := len(s.aborts.waiting); n != 0 {

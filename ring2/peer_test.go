@@ -20,6 +20,14 @@ type peerRun struct {
 	stderr   bytes.Buffer
 }
 
+// patience is a context that ends when a test would otherwise hang.
+func patience(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 func startPeer(t *testing.T, o ListenerOptions, steps string) *peerRun {
 	t.Helper()
 	binary := buildC(t, "gcc", "c11", "testdata/peer/peer.c")
@@ -41,9 +49,7 @@ func startPeer(t *testing.T, o ListenerOptions, steps string) *peerRun {
 
 func (p *peerRun) accept(t *testing.T) *Session {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	s, err := p.listener.Accept(ctx)
+	s, err := p.listener.Accept(patience(t))
 	if err != nil {
 		t.Fatalf("%v; the peer says %s", err, p.stderr.String())
 	}
@@ -54,6 +60,8 @@ func (p *peerRun) accept(t *testing.T) *Session {
 // exitCode waits for the peer's end.
 func (p *peerRun) exitCode(t *testing.T) int {
 	t.Helper()
+	kill := time.AfterFunc(20*time.Second, func() { _ = p.command.Process.Kill() })
+	defer kill.Stop()
 	err := p.command.Wait()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -66,8 +74,7 @@ func (p *peerRun) exitCode(t *testing.T) int {
 // batch that does not end the stream.
 func drain(t *testing.T, s *Session, between func(records int)) []Record {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
+	ctx := patience(t)
 	var all, batch []Record
 	for {
 		var err error
@@ -101,7 +108,7 @@ func TestAStrangersEngineInCIsUnderstood(t *testing.T) {
 			return
 		}
 		aborted = true
-		outcome, length, err := s.Abort(t.Context(), Abort{Epoch: s.Config().Epoch, Number: 1})
+		outcome, length, err := s.Abort(patience(t), Abort{Epoch: s.Config().Epoch, Number: 1})
 		if err != nil && !errors.Is(err, ErrEngineGone) || outcome != AbortUnknown || length != 0 {
 			t.Errorf("abort gives %s, %d, %v", outcome, length, err)
 		}
@@ -150,7 +157,7 @@ func TestAKilledEngineLeavesAPrefixOfWhatItSaid(t *testing.T) {
 func TestAnEngineLearnsThatItsAgentIsGone(t *testing.T) {
 	p := startPeer(t, ListenerOptions{}, "1000000000")
 	s := p.accept(t)
-	if _, err := s.Next(t.Context(), nil); err != nil {
+	if _, err := s.Next(patience(t), nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
