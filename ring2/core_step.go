@@ -126,8 +126,9 @@ func (c *writerCore) endStep() { c.open = false }
 
 // abortStuck aborts detached copies that were claimed before a moment. The tail
 // may then move past their spans, which stay in quarantine until the copy
-// completes.
-func (c *writerCore) abortStuck(before uint64) {
+// completes. It says whether there were any.
+func (c *writerCore) abortStuck(before uint64) bool {
+	known := c.counters.stuckCopies
 	for seq := c.tail; seq != c.claim; seq++ {
 		p := c.slots[seq&c.mask].copy
 		if p == nil || p.claimNS > before || !p.state.CompareAndSwap(pendingCopying, pendingClosing) {
@@ -139,4 +140,5 @@ func (c *writerCore) abortStuck(before uint64) {
 		p.state.Store(pendingStuck)
 	}
 	c.storeCounters()
+	return c.counters.stuckCopies > known
 }

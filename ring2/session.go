@@ -63,16 +63,17 @@ type Session struct {
 	lost   []uint64
 	failed error // the ring is quarantined
 	last   lastWords
+	// The context whose end ends the nap of Next.
+	watched context.Context
+	unwatch func() bool
 
 	gone   chan struct{} // closed when the connection has ended
 	closed atomic.Bool
 	aborts abortTable
 
 	// Of Next.
-	idle    int
-	raw     syscall.RawConn
-	watched context.Context
-	unwatch func() bool
+	idle int
+	raw  syscall.RawConn
 }
 
 // lastWords is what can be asked after Close.
@@ -83,7 +84,8 @@ type lastWords struct {
 
 func newSession(c Config, snapshot []Record, m *readerMemory, core *readerCore, conn *net.UnixConn) (*Session, error) {
 	s := &Session{config: c, snapshot: snapshot, memory: m, core: core, conn: conn, gone: make(chan struct{}),
-		onClose: func(*Session) {}, dump: func(*Session, *corruptError) {}, log: slog.Default()}
+		unwatch: func() bool { return true }, onClose: func(*Session) {}, dump: func(*Session, *corruptError) {},
+		log: slog.Default()}
 	s.aborts.waiting = map[uint64]chan abortAck{}
 	s.aborts.sending = make(chan struct{}, 1)
 	var err error
@@ -217,12 +219,12 @@ func (s *Session) ready() bool {
 // watch makes the end of a context end the nap. It is kept from call to call, as
 // the context mostly is the same.
 func (s *Session) watch(ctx context.Context) {
-	if s.watched == ctx {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watched == ctx || s.closed.Load() {
 		return
 	}
-	if s.unwatch != nil {
-		s.unwatch()
-	}
+	s.unwatch()
 	s.watched, s.unwatch = ctx, context.AfterFunc(ctx, s.rouse)
 }
 
@@ -300,6 +302,7 @@ func (s *Session) Close() error {
 	s.words()
 	s.mu.Lock() // no release is on its way when the connection ends
 	again := s.closed.Swap(true)
+	s.unwatch()
 	s.mu.Unlock()
 	if again {
 		return nil

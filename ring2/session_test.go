@@ -397,3 +397,32 @@ func TestAbortsReachTheEngineAndAnswersFindTheirAbort(t *testing.T) {
 		t.Errorf("an abort after Close: %v", err)
 	}
 }
+
+// An idle writer must not wake an idle reader: nothing is new.
+func TestIdlePeersLeaveEachOtherAlone(t *testing.T) {
+	o := listen(t, ListenerOptions{Wait: WaitEvent})
+	w := newTestWriter(t, WriterOptions{Socket: o.path})
+	s := accept(t, o.l)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if _, err := s.Next(ctx, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("read from an idle ring: %v", err)
+		}
+	}()
+	armed := func() bool { return atomic.LoadUint32(&w.core.consumer.NeedWakeup) == 1 }
+	eventually(t, "the reader blocks", armed)
+	disarmed := 0
+	for range 200 {
+		if !armed() {
+			disarmed++
+		}
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	<-done
+	if disarmed > 10 {
+		t.Errorf("the reader was awake in %d of 200 looks", disarmed)
+	}
+}

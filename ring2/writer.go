@@ -24,7 +24,10 @@ type WriterOptions struct {
 	StepStallBudget time.Duration // longest wait of a step in mode Complete, 0: 50 ms
 	StallLimit      int           // exhausted steps in a row before Complete stops waiting, 0: 8
 	CopyTimeout     time.Duration // a detached copy that takes longer is aborted, 0: 5 s
-	StateDir        string        // folder of the journal, "": none
+	// StateDir is the folder of the journal, "" for none. It must outlive the
+	// process, not the machine: tmpfs will do, and never makes a step wait for a
+	// disk.
+	StateDir string
 	// OnAbort stops a request and returns the outcome and the final length in
 	// tokens. It runs on the connection's goroutine. nil answers AbortUnknown.
 	OnAbort func(Abort) (AbortOutcome, uint32)
@@ -122,6 +125,7 @@ type Writer struct {
 	closing  bool // nothing new is taken
 	closed   bool // the memory may be gone
 
+	rotateAfter  time.Time     // of the background goroutine
 	abortedLater atomic.Uint64 // rows aborted by detached copies
 	detached     atomic.Int64  // copies that have not completed
 	attached     atomic.Bool

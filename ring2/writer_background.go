@@ -15,10 +15,11 @@ import (
 // The background of a writer.
 const (
 	tickEvery       = 5 * time.Millisecond
-	sweepEvery      = 20  // ticks between looks for stuck copies
-	takeOverEvery   = 100 // ticks between looks for writers that died
-	obituaryBurst   = 32  // obituaries put under one hold of the lock
-	obituaryBursts  = 8   // in one tick
+	sweepEvery      = 20              // ticks between looks for stuck copies
+	takeOverEvery   = 100             // ticks between looks for writers that died
+	obituaryBurst   = 32              // obituaries put under one hold of the lock
+	obituaryBursts  = 8               // in one tick
+	rotateRetry     = 5 * time.Second // after a segment could not be made
 	firstBackoff    = 20 * time.Millisecond
 	longestBackoff  = time.Second
 	refusedBackoff  = 5 * time.Second
@@ -56,14 +57,18 @@ func (w *Writer) tick(ctx context.Context) {
 func (w *Writer) tend(sweep bool) {
 	w.mu.Lock()
 	w.refresh()
+	before := w.core.claim
 	empty := w.flush()
 	w.countLater()
+	news := w.core.claim != before
 	if sweep && w.detached.Load() > 0 {
-		w.core.abortStuck(w.core.now() - uint64(w.o.CopyTimeout))
+		news = w.core.abortStuck(w.core.now()-uint64(w.o.CopyTimeout)) || news
 		w.core.refresh()
 	}
 	atomic.StoreUint64(&w.core.producer.BeatNS, w.core.now())
-	w.wakeReader()
+	if news { // else an idle reader would be woken by every tick
+		w.wakeReader()
+	}
 	release, claim := w.core.release, w.core.claim
 	old := w.journal.settle(empty, release, claim)
 	rotate := w.journal.full(w.alive.bytes)
@@ -74,7 +79,7 @@ func (w *Writer) tend(sweep bool) {
 		}
 	}
 	w.dead.released(release, claim)
-	if rotate {
+	if rotate && time.Now().After(w.rotateAfter) {
 		w.rotate()
 	}
 }
@@ -89,6 +94,7 @@ func (w *Writer) rotate() {
 	f, size, err := w.journal.nextSegment(list)
 	if err != nil {
 		w.o.Logger.Warn("journal goes on without a new segment", "error", err)
+		w.rotateAfter = time.Now().Add(rotateRetry)
 		return
 	}
 	w.mu.Lock()

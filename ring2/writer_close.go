@@ -47,12 +47,15 @@ func (w *Writer) sayGoodbye(ctx context.Context) uint64 {
 	for {
 		w.mu.Lock()
 		w.refresh()
+		before := w.core.claim
 		if !said && w.flush() {
 			// Stored first: who sees the BYE knows that the end is a clean one.
 			atomic.StoreUint32(&w.core.producer.Closing, 1)
 			said = w.put(&queued{kind: KindBye})
 		}
-		w.wakeReader()
+		if w.core.claim != before {
+			w.wakeReader()
+		}
 		left := w.core.claim - w.core.release + uint64(w.queue.records())
 		if !said {
 			left++

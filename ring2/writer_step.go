@@ -104,7 +104,6 @@ func (w *Writer) BeginStep(ranges []StepRange, layouts []uint32, ragged ...Ragge
 		w.queue.missing.addStep(ranges, s.plans, s.step.Step, ReasonControlFull)
 		w.core.countStep(s.plans)
 	}
-	w.wakeReader()
 	s.open = true
 	return s, nil
 }
