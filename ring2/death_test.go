@@ -109,8 +109,9 @@ func TestAnEngineKilledAtAnyMomentLosesOnlyWhatItNamed(t *testing.T) {
 		s := accept(t, o.l)
 		c := newChecker(t, s)
 		seen := map[uint64]Record{} // control records
+		nap := time.Duration(rng.IntN(120)) * time.Millisecond
 		go func() {
-			time.Sleep(time.Duration(rng.IntN(120)) * time.Millisecond)
+			time.Sleep(nap)
 			engine.kill()
 		}()
 		err := readUntilDeath(c, s, seen)

@@ -447,3 +447,21 @@ func TestARingIsReadOnlyOnce(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// One engine that attaches rings without end must not use up the agent.
+func TestRingsBeyondTheirBoundAreRefused(t *testing.T) {
+	l, socket := silentListener(t, ListenerOptions{})
+	for epoch := range uint64(maxAttached) {
+		if err := l.reserve(1<<63 + epoch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := newFakeEngine(t, socket)
+	e.hello(t)
+	if got := e.answer(t); !strings.Contains(got, "attached already") {
+		t.Errorf("the agent answers %q", got)
+	}
+	noSession(t, l)
+	l.release(1 << 63)
+	stillServes(t, l, socket)
+}

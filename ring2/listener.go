@@ -30,6 +30,7 @@ type ListenerOptions struct {
 const (
 	maxHandshakes  = 64   // at once; one more ends the oldest
 	maxWaiting     = 256  // sessions that Accept has not taken; more are closed, and dial again
+	maxAttached    = 1024 // rings with a session or a handshake under way; more are refused, and dial again
 	maxQuarantined = 1024 // epochs that are refused because their ring is corrupt; the oldest is forgotten
 	maxSocketPath  = 103  // bytes, with room for a suffix in the kernel's 108
 	socketMode     = 0o660

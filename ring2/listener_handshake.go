@@ -154,6 +154,9 @@ func (l *Listener) reserve(epoch uint64) error {
 	if l.attached[epoch] {
 		return fmt.Errorf("ring of epoch %016x is attached already; dial again when that session has ended", epoch)
 	}
+	if len(l.attached) >= maxAttached {
+		return fmt.Errorf("%d rings are attached already", maxAttached)
+	}
 	l.attached[epoch] = true
 	return nil
 }
