@@ -34,7 +34,8 @@ type deadJournal struct {
 	endSeq   uint64 // in our ring, of the record that ends it
 
 	opened  bool
-	at      int // segment
+	begun   bool // its first obituary is in our ring
+	at      int  // segment
 	file    *os.File
 	r       *bufio.Reader
 	voided  map[uint64]bool // ordinals of flagged records that got into the ring after all
@@ -200,6 +201,20 @@ func (q *deadQueue) sent(seq uint64) {
 		q.dead, q.told = q.dead[1:], append(q.told, d)
 	}
 	q.next = q.next[1:]
+}
+
+// retell begins anew with every journal whose end was not released: the reader
+// before may have got only a part of it to the bus, and what it knew is gone.
+func (q *deadQueue) retell() {
+	if q == nil {
+		return
+	}
+	q.dead = append(q.told, q.dead...)
+	q.told, q.next = nil, nil
+	for _, d := range q.dead {
+		d.closeFile()
+		d.opened, d.begun, d.any, d.ended, d.at, d.endsAt = false, false, false, false, 0, 0
+	}
 }
 
 // released removes the journals that the reader is done with.

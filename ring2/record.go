@@ -236,8 +236,14 @@ type RequestEnd struct {
 	EndWallNS                     uint64
 }
 
-// ObituaryNeverPut flags a record that never got into the dead writer's ring.
-const ObituaryNeverPut uint16 = 1
+// Flags of an obituary.
+const (
+	// ObituaryNeverPut flags a record that never got into the dead writer's ring.
+	ObituaryNeverPut uint16 = 1
+	// ObituaryFirst flags the first obituary of a telling. Each agent that attaches
+	// before it released the end of a journal is told that journal from its start.
+	ObituaryFirst uint16 = 2
+)
 
 // Obituary is a control record of a writer that died, told by its successor.
 // Kind KindEndOfJournal is the last one of that epoch.

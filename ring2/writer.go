@@ -113,10 +113,11 @@ type Writer struct {
 	core     *writerCore
 	queue    controlQueue
 	alive    aliveTable
-	journal  *journal   // nil without a state folder
-	dead     *deadQueue // of the background goroutine; nil without a state folder
-	told     uint64     // obituaries put into the ring
-	untold   uint64     // obituaries too large for it
+	journal  *journal    // nil without a state folder
+	dead     *deadQueue  // of the background goroutine; nil without a state folder
+	retell   atomic.Bool // a reader attached: it is told the journals of dead writers from their start
+	told     uint64      // obituaries put into the ring
+	untold   uint64      // obituaries too large for it
 	layouts  map[uint32]*Layout
 	nextStep uint64
 	step     StepCapture

@@ -116,7 +116,7 @@ func (w *Writer) rotate() {
 // follow. They are in no hurry: they leave the reserve to control records, and
 // half of the descriptors to captures.
 func (w *Writer) tellObituaries() bool {
-	if !w.attached.Load() || !w.dead.ahead(obituaryBurst) {
+	if !w.attached.Load() || w.retell.Load() || !w.dead.ahead(obituaryBurst) {
 		return false
 	}
 	w.mu.Lock()
@@ -126,7 +126,11 @@ func (w *Writer) tellObituaries() bool {
 		return false
 	}
 	for len(w.dead.next) > 0 {
-		w.scratch = AppendObituary(w.scratch[:0], w.dead.next[0])
+		o := w.dead.next[0]
+		if !w.dead.dead[0].begun {
+			o.Flags |= ObituaryFirst
+		}
+		w.scratch = AppendObituary(w.scratch[:0], o)
 		at := cursor{w.core.claim, w.core.head}
 		_, why := w.core.place(at, uint64(len(w.scratch)), false)
 		if why == ReasonOversize {
@@ -141,6 +145,7 @@ func (w *Writer) tellObituaries() bool {
 		if !ok {
 			panic("BUG: a record that fits was not put")
 		}
+		w.dead.dead[0].begun = true
 		w.dead.sent(seq)
 		w.told++
 	}
@@ -256,6 +261,7 @@ func (w *Writer) shakeHands(c *net.UnixConn, buf []byte) error {
 	// The reader before this one is gone, and the new one starts with the end of
 	// the snapshot: in between nobody moves the release word.
 	w.mu.Lock()
+	w.retell.Store(true)
 	w.core.resetReader()
 	start, claim := w.core.release, w.core.claim
 	alive := w.alive.snapshot(start, claim)
