@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// Whatever bytes a peer shares or sends: no panic, nothing out of range, no more
+// Whatever bytes a peer shares or sends, or a dead one left: no panic, nothing out of range, no more
 // memory than the bytes justify. What parses is written the same again: there is
 // one form of everything.
 
@@ -249,6 +249,31 @@ func reencodeMessage(m *message) ([]byte, error) {
 	}
 	a, err := parseAbortAck(m.body)
 	return abortAckMessage(a), err
+}
+
+// FuzzJournal reads a segment of a dead writer's journal, which may be torn
+// anywhere or not be one.
+func FuzzJournal(f *testing.F) {
+	var segment []byte
+	for i, v := range loadVectors(f) {
+		segment = appendJournalRecord(segment, uint64(i), uint64(i), v.Code, ObituaryNeverPut, v.bytes(f))
+	}
+	f.Add(segment)
+	f.Add(segment[:len(segment)-3])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := bytes.NewReader(b)
+		var again []byte
+		for {
+			rec, err := readJournalRecord(r)
+			if err != nil {
+				break
+			}
+			again = appendJournalRecord(again, rec.ordinal, rec.seq, rec.kind, rec.flags, rec.payload)
+		}
+		if !bytes.HasPrefix(b, again) {
+			t.Fatalf("the records of\n%x are written as\n%x", b, again)
+		}
+	})
 }
 
 // A fuzz target without seeds would only fuzz the first check.
