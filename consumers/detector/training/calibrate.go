@@ -31,12 +31,11 @@ func (o Operating) level(name string) detector.Level {
 // A request alarms when its largest aggregated score is above the threshold. The
 // lowest threshold that is allowed is the (k+1)-th largest score of the n clean
 // requests, so that k of them alarm. For a continuous score the rate of a future
-// clean request is then Beta(k+1, n-k) distributed, with mean (k+1)/(n+1): k is the
-// largest for which that mean does not exceed the target. The quantile of that
-// distribution is the Clopper-Pearson upper bound for k of n, so the bound holds
-// although the same requests chose the threshold (Wilks, "Determination of sample
-// sizes for setting tolerance limits", 1941). With too few clean requests k is 0:
-// nothing lower can be calibrated.
+// clean request is then Beta(k+1, n-k) distributed. The quantile of that distribution
+// is the Clopper-Pearson upper bound for k of n, so the bound holds although the same
+// requests chose the threshold (Wilks, "Determination of sample sizes for setting
+// tolerance limits", 1941). k is the largest for which the bound does not exceed the
+// target; with too few clean requests it is 0, and the target is not shown.
 //
 // Where the classes leave a gap, the threshold stands inside it, at the given share of
 // the way to the score that nine in ten positive requests reach: a higher threshold
@@ -46,8 +45,9 @@ func operate(requests []*heldOut, clean, positive []float64, target, inGap float
 	sorted := slices.Clone(clean)
 	sort.Sort(sort.Reverse(sort.Float64Slice(sorted)))
 	n := len(sorted)
-	k := max(0, int(math.Floor(target*float64(n+1)+1e-9))-1)
-	threshold := sorted[min(k, n-1)]
+	most := min(n, int(target*float64(n))+1) // beyond, k of n itself is above the target
+	k := max(0, sort.Search(most, func(k int) bool { return upperBound(k, n) > target })-1)
+	threshold := sorted[k]
 	if reached := ninetieth(positive); reached > threshold {
 		threshold += inGap * (reached - threshold)
 	}
@@ -122,11 +122,11 @@ func atMost(k, n int, p float64) float64 {
 	if p <= 0 {
 		return 1
 	}
-	logGamma := func(x int) float64 { v, _ := math.Lgamma(float64(x)); return v }
-	sum := 0.0
-	for i := range k + 1 {
-		sum += math.Exp(logGamma(n+1) - logGamma(i+1) - logGamma(n-i+1) + float64(i)*math.Log(p) +
-			float64(n-i)*math.Log1p(-p))
+	term := float64(n) * math.Log1p(-p) // logarithm of the probability of i successes
+	sum, odds := math.Exp(term), math.Log(p)-math.Log1p(-p)
+	for i := range k {
+		term += math.Log(float64(n-i)/float64(i+1)) + odds
+		sum += math.Exp(term)
 	}
 	return sum
 }

@@ -14,7 +14,7 @@ import (
 
 // maxFitBytes bounds the memory of the rows that are fitted to, as float32. Beyond,
 // every k-th token of each request is taken.
-const maxFitBytes = 1 << 30
+const maxFitBytes = 512 << 20
 
 // matrix is the rows that are fitted to.
 type matrix struct {

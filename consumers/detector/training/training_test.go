@@ -63,9 +63,8 @@ func TestTheFalseAlarmRateHoldsOnRequestsNeverSeen(t *testing.T) {
 		if shift == 0 && (math.Abs(r.AUROC-0.5) > 0.1 || math.Abs(r.Accuracy-0.5) > 0.1) {
 			t.Errorf("without any difference the AUROC is %v and the accuracy %v", r.AUROC, r.Accuracy)
 		}
-		mean := float64(r.Stop.Measured.FalseAlarms+1) / float64(r.Stop.Measured.CleanRequests+1)
-		if mean > 0.05 || shift == 0 && mean < 0.045 { // where the classes leave a gap, it may be lower
-			t.Errorf("the threshold stands for a mean rate of %v, want just below 0.05", mean)
+		if bound := r.Stop.Measured.UpperBound95; bound > 0.05 || bound < 0.045 {
+			t.Errorf("the bound of the threshold is %v, want just below 0.05", bound)
 		}
 		alarms := map[string]int{}
 		const fresh = 3000
@@ -79,11 +78,12 @@ func TestTheFalseAlarmRateHoldsOnRequestsNeverSeen(t *testing.T) {
 			}
 		}
 		stop, warn := float64(alarms[detector.LevelStop])/fresh, float64(alarms[detector.LevelWarn])/fresh
-		if shift == 0 && math.Abs(stop-0.05) > 0.02 || stop > r.Stop.Measured.UpperBound95 {
-			t.Errorf("shift %v: %v of the fresh requests alarm, aim 0.05, bound %v", shift, stop, r.Stop.Measured.UpperBound95)
+		// Where the classes leave a gap, the rate may be far lower.
+		if stop > 0.05 || shift == 0 && stop < 0.02 {
+			t.Errorf("shift %v: %v of the fresh requests alarm, bound %v", shift, stop, r.Stop.Measured.UpperBound95)
 		}
-		if shift == 0 && math.Abs(warn-0.25) > 0.06 || warn > r.Warn.Measured.UpperBound95 {
-			t.Errorf("shift %v: %v of the fresh requests warn, aim 0.25, bound %v", shift, warn, r.Warn.Measured.UpperBound95)
+		if warn > 0.25 || shift == 0 && warn < 0.15 {
+			t.Errorf("shift %v: %v of the fresh requests warn, bound %v", shift, warn, r.Warn.Measured.UpperBound95)
 		}
 	}
 }
