@@ -78,7 +78,14 @@ func (w *Writer) tend(sweep bool) {
 			w.o.Logger.Warn("segment of the journal stays", "error", err)
 		}
 	}
-	w.dead.released(release, claim)
+	// The release word was read before retell was looked at, and a reader that
+	// attaches sets retell before it can release anything: what was released then
+	// was released by a reader that was told all of it.
+	if w.retell.Swap(false) {
+		w.dead.retell()
+	} else {
+		w.dead.released(release, claim)
+	}
 	if rotate && time.Now().After(w.rotateAfter) {
 		w.rotate()
 	}
