@@ -145,10 +145,9 @@ func EncodeRequests(h Header, rows []RequestRow) ([]byte, error) {
 // EncodeLedger makes one message, as EncodeStats does. Hook and layer are set.
 func EncodeLedger(h Header, rows []LedgerRow) ([]byte, error) { return encodeLedger(hookless(h), rows) }
 
-// EncodeRefusals is EncodeLedger for facts about refused messages of one chain of
-// vectors or stats: hook and layer are those of that chain, Shard is twice its
-// shard, plus 1 for stats.
-func EncodeRefusals(h Header, rows []LedgerRow) ([]byte, error) {
+// EncodeLedgerChain is EncodeLedger for the facts that travel in chains of their
+// own: hook, layer and shard stay as they are.
+func EncodeLedgerChain(h Header, rows []LedgerRow) ([]byte, error) {
 	h.ShardCount, h.DType, h.Shape, h.Ragged = 0, "", nil, false
 	return encodeLedger(h, rows)
 }
