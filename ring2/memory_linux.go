@@ -94,8 +94,8 @@ func newRingMemory(descCount, dataBytes uint64) (*ringMemory, error) {
 	m := &ringMemory{ctlFD: -1, dataFD: -1, wk: -1}
 	m.unmap = m.free
 	var err error
-	if m.ctlFD, m.ctl, err = sealedMemory("sonde-ring-ctl", pageUp(ctlBytes(descCount))); err == nil {
-		if m.dataFD, m.data, err = sealedMemory("sonde-ring-data", dataBytes); err == nil {
+	if m.ctlFD, m.ctl, err = sealedMemory(ctlName, pageUp(ctlBytes(descCount))); err == nil {
+		if m.dataFD, m.data, err = sealedMemory(dataName, dataBytes); err == nil {
 			if m.wk, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
 				return m, nil
 			}

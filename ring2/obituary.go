@@ -335,22 +335,31 @@ func (d *deadJournal) openSegment(path string) error {
 		return err
 	}
 	d.file, d.r = f, bufio.NewReaderSize(f, 1<<16)
-	var h [journalHeaderBytes]byte
-	if _, err := io.ReadFull(d.r, h[:]); err != nil {
+	epoch, err := readJournalHeader(d.r)
+	if err != nil {
 		return fmt.Errorf("read header of %s: %w", path, err)
-	}
-	p := payload{b: h[4:]}
-	version, epoch := p.u32(), p.u64()
-	p.u32()
-	if sum := p.u32(); string(h[:4]) != journalMagic || version != journalVersion || epoch == 0 ||
-		sum != crc32.Checksum(h[:journalHeaderBytes-4], castagnoli) {
-		return fmt.Errorf("read header of %s: not a journal of version %d", path, journalVersion)
 	}
 	if d.epoch != 0 && d.epoch != epoch {
 		return fmt.Errorf("read header of %s: epoch %016x in the journal of %016x", path, epoch, d.epoch)
 	}
 	d.epoch = epoch
 	return nil
+}
+
+// readJournalHeader reads what a segment begins with.
+func readJournalHeader(r io.Reader) (epoch uint64, err error) {
+	var h [journalHeaderBytes]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return 0, err
+	}
+	p := payload{b: h[4:]}
+	version, epoch := p.u32(), p.u64()
+	p.u32()
+	if sum := p.u32(); string(h[:4]) != journalMagic || version != journalVersion || epoch == 0 ||
+		sum != crc32.Checksum(h[:journalHeaderBytes-4], castagnoli) {
+		return 0, fmt.Errorf("not a journal of version %d", journalVersion)
+	}
+	return epoch, nil
 }
 
 // readJournalRecord reads one record. io.EOF is the regular end.

@@ -341,6 +341,15 @@ func TestNoWakeUpIsLost(t *testing.T) {
 			t.Fatal("the reader waited for half a minute")
 		}
 	}
+	armed := func() bool { return atomic.LoadUint32(&p.w.core.consumer.NeedWakeup) == 1 }
+	for range 100 { // a late copy wakes, too
+		s := begin(t, p.w, ranges, layouts)
+		late := s.Detach(0)
+		s.Commit()
+		eventually(t, "the reader waits for the copy", armed)
+		late.Commit()
+		<-seen
+	}
 	cancel()
 	wg.Wait()
 	if naps := time.Since(start) / longestNap; naps > rounds/100 {
@@ -395,6 +404,37 @@ func TestAbortsReachTheEngineAndAnswersFindTheirAbort(t *testing.T) {
 	}
 	if _, _, err := s.Abort(context.Background(), Abort{}); !errors.Is(err, ErrEngineGone) {
 		t.Errorf("an abort after Close: %v", err)
+	}
+}
+
+func TestWhatADeadAgentScribbledDoesNotHarmTheNext(t *testing.T) {
+	o := listen(t, ListenerOptions{})
+	w := newTestWriter(t, WriterOptions{Socket: o.path})
+	first := accept(t, o.l)
+	ranges, layouts := smallStep(t, w)
+	begin(t, w, ranges, layouts).Commit()
+	atomic.StoreUint64(&w.core.consumer.ReleaseSeq, 40)
+	atomic.StoreUint32(&w.core.consumer.NeedWakeup, 7)
+	if got := w.Stats(); got.RefusedReleases != 1 {
+		t.Fatalf("%+v", got)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second := accept(t, o.l)
+	if zone := w.core.consumer; atomic.LoadUint64(&zone.ReleaseSeq) != 0 || atomic.LoadUint32(&zone.NeedWakeup) > 1 {
+		t.Errorf("the second agent inherits release word %d and wake word %d", zone.ReleaseSeq, zone.NeedWakeup)
+	}
+	for w.Stats().Claim != 40 {
+		begin(t, w, ranges, layouts).Commit()
+	}
+	for second.Release(40); second.ReleaseSeq() != 40; second.Release(40) {
+		if _, err := second.Next(context.Background(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := w.Stats(); got.Release != 40 {
+		t.Errorf("the word that was refused once is not accepted when it is right: released %d", got.Release)
 	}
 }
 
