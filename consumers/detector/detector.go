@@ -105,6 +105,8 @@ type Detector struct {
 	aborts  chan struct{} // one token per running command
 	running sync.WaitGroup
 
+	progress progress
+
 	mu       sync.Mutex // leaf: guards problems
 	problems map[string]problem
 }

@@ -18,6 +18,7 @@ type outgoing struct {
 // enqueue hands a detection to the publisher. It never waits: while the bus is away
 // scores and aborts go on, and beyond the bound a detection is in the log alone.
 func (r *Detector) enqueue(h schema.Header, row schema.DetectionRow) {
+	r.progress.leaving.Add(1)
 	select {
 	case r.queue <- outgoing{h, row}:
 	default:
@@ -26,6 +27,7 @@ func (r *Detector) enqueue(h schema.Header, row schema.DetectionRow) {
 }
 
 func (r *Detector) unpublished(row *schema.DetectionRow, reason string, err error) {
+	r.progress.leaving.Add(-1)
 	r.metrics.unpublished.WithLabelValues(reason).Inc()
 	r.o.Logger.Error("detection is not published", "id", row.ID, "detector", row.Detector, "level", row.Level,
 		"request", row.Request, "sample", row.Sample, "position", row.Position, "score", row.Score, "outcome", row.Outcome,
@@ -57,6 +59,8 @@ func (r *Detector) publish(ctx context.Context) {
 		err = r.o.Bus.Publish(ctx, message, func(_ uint64, err error) {
 			if err != nil {
 				r.unpublished(&out.row, reasonOf(err), err)
+			} else {
+				r.progress.leaving.Add(-1)
 			}
 			inFlight.Done()
 		})

@@ -86,6 +86,7 @@ func (r *Detector) loop(ctx context.Context, start startPoint) error {
 			if r.catchUp != nil && d.Seq >= r.catchUp.last {
 				r.caughtUp(ctx)
 			}
+			r.progress.position.Store(d.Seq)
 		case <-quiet.C:
 			r.caughtUp(ctx)
 		case <-tick.C:
