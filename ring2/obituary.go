@@ -96,9 +96,9 @@ func lockFolder(dir string) (*os.File, error) {
 
 // collect finds the journals of dead writers of this rank, oldest first.
 func (q *deadQueue) collect(dir string, rank int) error {
-	folders, err := filepath.Glob(filepath.Join(dir, fmt.Sprintf("rank%d-*", rank)))
+	folders, err := list(dir, fmt.Sprintf("rank%d-", rank))
 	if err != nil {
-		panic("BUG: the pattern is fixed: " + err.Error())
+		return err
 	}
 	age := map[string]int64{}
 	for _, f := range folders {
@@ -114,6 +114,21 @@ func (q *deadQueue) collect(dir string, rank int) error {
 	})
 	q.alive = folders
 	return q.takeOver()
+}
+
+// list gives the paths in a folder whose names begin with a prefix, sorted.
+func list(dir, prefix string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list state folder: %w", err)
+	}
+	var out []string
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) {
+			out = append(out, filepath.Join(dir, e.Name()))
+		}
+	}
+	return out, nil
 }
 
 // takeOver locks the folders of writers that are dead by now. One that is being
@@ -137,10 +152,9 @@ func (q *deadQueue) takeOver() error {
 			return fmt.Errorf("open journal of an earlier writer: %w", err)
 		}
 		d := &deadJournal{dir: f, lock: lock}
-		if d.segments, err = filepath.Glob(filepath.Join(f, "[0-9]*")); err != nil {
-			panic("BUG: the pattern is fixed: " + err.Error())
+		if d.segments, err = list(f, ""); err != nil {
+			q.log.Warn("journal of a dead writer cannot be read", "error", err)
 		}
-		slices.Sort(d.segments)
 		q.dead = append(q.dead, d)
 	}
 	for len(q.dead) > maxDeadJournals {

@@ -132,31 +132,39 @@ func (w *Writer) tellObituaries() bool {
 	if w.closing || !w.flush() {
 		return false
 	}
-	for len(w.dead.next) > 0 {
-		o := w.dead.next[0]
-		if !w.dead.dead[0].begun {
-			o.Flags |= ObituaryFirst
-		}
-		w.scratch = AppendObituary(w.scratch[:0], o)
-		at := cursor{w.core.claim, w.core.head}
-		_, why := w.core.place(at, uint64(len(w.scratch)), false)
-		if why == ReasonOversize {
-			w.untold++
-			w.dead.sent(at.claim)
-			continue
-		}
-		if why != ReasonNone || w.core.claim-w.core.tail >= uint64(len(w.core.descs))/2 {
-			return false
-		}
-		seq, ok := w.core.putControl(KindObituary, 0, w.scratch)
-		if !ok {
-			panic("BUG: a record that fits was not put")
-		}
-		w.dead.dead[0].begun = true
-		w.dead.sent(seq)
-		w.told++
+	before := w.core.claim
+	for len(w.dead.next) > 0 && w.tellOne() {
 	}
-	w.wakeReader()
+	if w.core.claim != before {
+		w.wakeReader()
+	}
+	return len(w.dead.next) == 0
+}
+
+// tellOne puts the next obituary into the ring, or passes over one that never
+// fits. It is false when there is no room for it now.
+func (w *Writer) tellOne() bool {
+	d, o := w.dead.dead[0], w.dead.next[0]
+	if !d.begun {
+		o.Flags |= ObituaryFirst
+	}
+	w.scratch = AppendObituary(w.scratch[:0], o)
+	_, why := w.core.place(cursor{w.core.claim, w.core.head}, uint64(len(w.scratch)), false)
+	if why == ReasonOversize {
+		w.untold++
+		w.dead.sent(w.core.claim)
+		return true
+	}
+	if why != ReasonNone || w.core.claim-w.core.tail >= uint64(len(w.core.descs))/2 {
+		return false
+	}
+	seq, ok := w.core.putControl(KindObituary, 0, w.scratch)
+	if !ok {
+		panic("BUG: a record that fits was not put")
+	}
+	d.begun = true
+	w.dead.sent(seq)
+	w.told++
 	return true
 }
 
