@@ -186,7 +186,8 @@ func (c *readerCore) setRelease(seq uint64) {
 	atomic.StoreUint64(&c.consumer.ReleaseSeq, seq)
 }
 
-// ready says whether a poll would find something.
+// ready says whether a poll would find something. Its load pairs with the store
+// in publish, as poll's does.
 func (c *readerCore) ready() bool {
 	return c.next-c.release < uint64(len(c.descs)) && atomic.LoadUint64(&c.desc(c.next).Commit) == c.next+1
 }
@@ -196,9 +197,12 @@ func (c *readerCore) ready() bool {
 // its commit or it sees our 1.
 func (c *readerCore) arm() { atomic.SwapUint32(&c.consumer.NeedWakeup, 1) }
 
+// disarm pairs with writerCore.wake as arm does. A wake-up that was on its way
+// finds an eventfd that nobody waits for, and ends the next wait early.
 func (c *readerCore) disarm() { atomic.SwapUint32(&c.consumer.NeedWakeup, 0) }
 
-// claimed is the writer's claim, as far as a ring can hold it.
+// claimed is the writer's claim, as far as a ring can hold it. Its load pairs
+// with the store in writerCore.advance.
 func (c *readerCore) claimed() uint64 {
 	claim := atomic.LoadUint64(&c.producer.ClaimSeq)
 	if claim-c.release > uint64(len(c.descs)) {
@@ -219,7 +223,8 @@ func (c *readerCore) skipLost(lost []uint64) []uint64 {
 	return lost
 }
 
-// counters reads what the writer counted.
+// counters reads what the writer counted. The loads pair with the stores in
+// writerCore.storeCounters, Writer.tend and Writer.sayGoodbye.
 func (c *readerCore) counters() ProducerCounters {
 	p := c.producer
 	out := ProducerCounters{CapturedRows: atomic.LoadUint64(&p.CapturedRows),

@@ -211,8 +211,8 @@ func (c *writerCore) take(at *cursor, pos uint64, n int, kind Kind, step uint64)
 // advance makes the claims up to the cursor known.
 func (c *writerCore) advance(at cursor) {
 	c.claim, c.head = at.claim, at.head
-	// Read by the reader after our death, to know what was under way. It is
-	// stored before any commit below it.
+	// Pairs with the load in readerCore.claimed, mostly after our death, to know
+	// what was under way. It is stored before any commit below it.
 	atomic.StoreUint64(&c.producer.ClaimSeq, at.claim)
 }
 
@@ -231,7 +231,8 @@ func (c *writerCore) fitsControl(n int) bool {
 	return why == ReasonNone
 }
 
-// resetReader takes back what a dead reader left in its zone.
+// resetReader takes back what a dead reader left in its zone. The next reader
+// has not started: nobody pairs with these stores yet.
 func (c *writerCore) resetReader() {
 	c.refresh()
 	c.refused = c.release
@@ -263,7 +264,7 @@ func (c *writerCore) takeControl(at *cursor, pos uint64, kind Kind, step uint64,
 // storeCounters shows the counters to the reader, which reconciles with them
 // when we die.
 func (c *writerCore) storeCounters() {
-	p := c.producer
+	p := c.producer // each store pairs with a load in readerCore.counters
 	atomic.StoreUint64(&p.CapturedRows, c.counters.capturedRows)
 	for i := range c.counters.droppedRows {
 		atomic.StoreUint64(&p.DroppedRows[i], c.counters.droppedRows[i])

@@ -147,7 +147,7 @@ func (s *Session) take(dst []Record, gone bool) ([]Record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	before := len(dst)
-	atomic.StoreUint64(&s.core.consumer.BeatNS, monotonicNS())
+	atomic.StoreUint64(&s.core.consumer.BeatNS, monotonicNS()) // for people, who look with Peek
 	for s.failed == nil && len(dst)-before < batchMax {
 		var r Record
 		ok, err := s.core.poll(&r)

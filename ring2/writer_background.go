@@ -65,8 +65,8 @@ func (w *Writer) tend(sweep bool) {
 		news = w.core.abortStuck(w.core.now()-uint64(w.o.CopyTimeout)) || news
 		w.core.refresh()
 	}
-	atomic.StoreUint64(&w.core.producer.BeatNS, w.core.now())
-	if news { // else an idle reader would be woken by every tick
+	atomic.StoreUint64(&w.core.producer.BeatNS, w.core.now()) // pairs with the load in readerCore.counters
+	if news {                                                 // else an idle reader would be woken by every tick
 		w.wakeReader()
 	}
 	release, claim := w.core.release, w.core.claim

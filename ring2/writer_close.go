@@ -49,7 +49,8 @@ func (w *Writer) sayGoodbye(ctx context.Context) uint64 {
 		w.refresh()
 		before := w.core.claim
 		if !said && w.flush() {
-			// Stored first: who sees the BYE knows that the end is a clean one.
+			// Pairs with the load in readerCore.counters. Stored first: who sees the BYE
+			// knows that the end is a clean one.
 			atomic.StoreUint32(&w.core.producer.Closing, 1)
 			said = w.put(&queued{kind: KindBye})
 		}
