@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"os"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -172,6 +174,118 @@ func checkCaptureVector(t *testing.T, v *vector) {
 	}
 	if _, err := SplitCapture(&want.Layout, &want.Step, 0, append(filled, 0)); err == nil {
 		t.Error("a capture with a byte too many is split")
+	}
+}
+
+// Counts that their bytes would justify, but no writer may make.
+func TestCountsAboveTheirBoundAreRefused(t *testing.T) {
+	entry := LayoutEntry{Hook: "h", Layer: -1, DType: U8, ShardCount: 1}
+	deep := entry
+	deep.Shape = slices.Repeat([]uint32{1}, MaxDims+1)
+	long := strings.Repeat("x", MaxTextBytes)
+	ranges := slices.Repeat([]StepRange{{Count: 1}}, MaxStepRanges+1)
+	for name, c := range map[string]struct {
+		kind  Kind
+		bound []byte // the most that is allowed, nil: not tried
+		above []byte
+	}{
+		"layouts of a step": {KindStep, AppendStep(nil, Step{Layouts: make([]StepLayout, MaxStepLayouts)}),
+			AppendStep(nil, Step{Layouts: make([]StepLayout, MaxStepLayouts+1)})},
+		"ranges of a step": {KindStep, AppendStep(nil, Step{Ranges: ranges[1:]}), AppendStep(nil, Step{Ranges: ranges})},
+		"ranges of an amendment": {KindAmend, AppendAmend(nil, Amend{Ranges: make([]AmendRange, MaxStepRanges)}),
+			AppendAmend(nil, Amend{Ranges: make([]AmendRange, MaxStepRanges+1)})},
+		"missing ranges": {KindMissing, AppendMissing(nil, Missing{Ranges: make([]MissingRange, MaxStepRanges)}),
+			AppendMissing(nil, Missing{Ranges: make([]MissingRange, MaxStepRanges+1)})},
+		"entries of a layout": {KindLayout,
+			AppendLayout(nil, Layout{Entries: slices.Repeat([]LayoutEntry{entry}, MaxLayoutEntries)}),
+			AppendLayout(nil, Layout{Entries: slices.Repeat([]LayoutEntry{entry}, MaxLayoutEntries+1)})},
+		"dimensions": {KindLayout, nil, AppendLayout(nil, Layout{Entries: []LayoutEntry{deep}})},
+		"labels": {KindRequestOpen, AppendRequestOpen(nil, RequestOpen{Labels: make([]Label, MaxLabels)}),
+			AppendRequestOpen(nil, RequestOpen{Labels: make([]Label, MaxLabels+1)})},
+		"bytes of a text": {KindModel, AppendModel(nil, Model{Name: long}),
+			slices.Concat(order.AppendUint16(nil, MaxTextBytes+1), []byte(long+"x"), make([]byte, 22))},
+	} {
+		if c.bound != nil && parseError(c.kind, c.bound) != nil {
+			t.Errorf("%s at the bound: %v", name, parseError(c.kind, c.bound))
+		}
+		if parseError(c.kind, c.above) == nil {
+			t.Errorf("%s above the bound are accepted", name)
+		}
+	}
+}
+
+func parseError(k Kind, b []byte) error {
+	var err error
+	switch k {
+	case KindModel:
+		_, err = ParseModel(b)
+	case KindLayout:
+		_, err = ParseLayout(b)
+	case KindRequestOpen:
+		_, err = ParseRequestOpen(b)
+	case KindStep:
+		_, err = ParseStep(b)
+	case KindAmend:
+		_, err = ParseAmend(b)
+	case KindMissing:
+		_, err = ParseMissing(b)
+	}
+	return err
+}
+
+// Rows without bytes would let an empty capture claim a million of them.
+func TestEntriesThatNoPeerCanReadAreRefused(t *testing.T) {
+	good := LayoutEntry{Hook: "h", Layer: -1, DType: F32, Shape: []uint32{2, 3}, Shard: 1, ShardCount: 2}
+	if err := parseError(KindLayout, AppendLayout(nil, Layout{Entries: []LayoutEntry{good}})); err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(*LayoutEntry){
+		"no dtype":              func(e *LayoutEntry) { e.DType = 0 },
+		"a dtype of no version": func(e *LayoutEntry) { e.DType = 99 },
+		"an unknown selection":  func(e *LayoutEntry) { e.Select = 2 },
+		"layer -2":              func(e *LayoutEntry) { e.Layer = -2 },
+		"an empty row":          func(e *LayoutEntry) { e.Shape = []uint32{4, 0} },
+		"a row of 4 GiB":        func(e *LayoutEntry) { e.Shape = []uint32{1 << 30} },
+		"a row that overflows":  func(e *LayoutEntry) { e.Shape = []uint32{1 << 31, 1 << 31, 1 << 31} },
+		"shard 2 of 2":          func(e *LayoutEntry) { e.Shard = 2 },
+	} {
+		e := good
+		spoil(&e)
+		if err := parseError(KindLayout, AppendLayout(nil, Layout{Entries: []LayoutEntry{e}})); err == nil {
+			t.Errorf("an entry with %s is accepted", name)
+		}
+	}
+}
+
+// Offsets of ragged rows are the writer's: they may be wrong from the start, or
+// become wrong after they were checked.
+func TestRaggedOffsetsThatLieGiveNoBytes(t *testing.T) {
+	l := Layout{Entries: []LayoutEntry{{Hook: "h", Layer: -1, DType: U8, Ragged: true, ShardCount: 1}}}
+	s := Step{Layouts: []StepLayout{{}}, Ranges: []StepRange{{Count: 2, LayoutMask: 1}}}
+	make3 := func(offsets ...uint64) []byte {
+		b := make([]byte, 64)
+		for _, o := range offsets {
+			b = order.AppendUint64(b, o)
+		}
+		b = append(b, "abcd"...)
+		order.PutUint64(b, uint64(len(b)-64))
+		return b
+	}
+	for _, offsets := range [][3]uint64{{0, 3, 2}, {2, 1, 4}, {0, 4, 5}, {0, 1 << 63, 4}, {5, 5, 5}} {
+		if _, err := SplitCapture(&l, &s, 0, make3(offsets[:]...)); err == nil {
+			t.Errorf("offsets %d of 4 bytes are accepted", offsets)
+		}
+	}
+	good := make3(0, 1, 4)
+	entries, err := SplitCapture(&l, &s, 0, good)
+	if err != nil || string(entries[0].Row(0)) != "a" || string(entries[0].Row(1)) != "bcd" {
+		t.Fatalf("rows are %q and %q, %v", entries[0].Row(0), entries[0].Row(1), err)
+	}
+	for _, late := range []uint64{3, 9, 1 << 63} {
+		order.PutUint64(good[64:], late) // the first row now starts behind its end
+		if row := entries[0].Row(0); row != nil {
+			t.Errorf("after the offset became %d the row is %q", late, row)
+		}
 	}
 }
 
