@@ -73,10 +73,17 @@ func BenchmarkStep(b *testing.B) {
 	for _, floats := range []uint32{1 << 10, 1 << 16, 1 << 20} {
 		source := make([]byte, 4*floats)
 		b.Run(fmt.Sprintf("copy/%d", 4*floats), func(b *testing.B) {
-			target := make([]byte, len(source))
+			target := make([]byte, 64<<20) // as large as the ring, and touched before, as the ring is
+			for at := range target {
+				target[at] = 1
+			}
+			at := 0
 			b.SetBytes(int64(len(source)))
 			for b.Loop() {
-				copy(target, source)
+				copy(target[at:], source)
+				if at += len(source); at == len(target) {
+					at = 0
+				}
 			}
 		})
 		b.Run(fmt.Sprintf("ring/%d", 4*floats), func(b *testing.B) { benchmarkRing(b, floats, source) })
@@ -99,6 +106,9 @@ func benchmarkRing(b *testing.B, floats uint32, source []byte) {
 		b.Fatal(err)
 	}
 	ranges, layouts := []StepRange{{Number: 1, Count: 1, LayoutMask: 1}}, []uint32{id}
+	for at := range w.memory.data {
+		w.memory.data[at] = 1
+	}
 	b.SetBytes(int64(len(source)))
 	b.ReportAllocs()
 	for b.Loop() {
