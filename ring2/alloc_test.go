@@ -101,14 +101,14 @@ func benchmarkRing(b *testing.B, floats uint32, source []byte) {
 		b.Fatal(err)
 	}
 	core := newReaderCore(r, 0)
+	for at := range w.memory.data {
+		w.memory.data[at] = 1
+	}
 	id, err := w.DefineLayout([]LayoutEntry{{Hook: "h", DType: F32, Shape: []uint32{floats}}})
 	if err != nil {
 		b.Fatal(err)
 	}
 	ranges, layouts := []StepRange{{Number: 1, Count: 1, LayoutMask: 1}}, []uint32{id}
-	for at := range w.memory.data {
-		w.memory.data[at] = 1
-	}
 	b.SetBytes(int64(len(source)))
 	b.ReportAllocs()
 	for b.Loop() {
