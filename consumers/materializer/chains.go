@@ -146,6 +146,7 @@ func (c *chains) committed() {
 func (c *chains) forgettable() []uint64 {
 	idle := c.now().Add(-forgetAfter)
 	var out []uint64
+	chosen := map[uint64]bool{}
 	left := c.count
 	ids := slices.SortedFunc(maps.Keys(c.byEpoch), func(a, b uint64) int {
 		return cmp.Or(c.byEpoch[a].touched.Compare(c.byEpoch[b].touched), cmp.Compare(a, b))
@@ -155,11 +156,12 @@ func (c *chains) forgettable() []uint64 {
 		over := e.closed || c.forgotten[id]
 		if over && e.touched.Before(idle) {
 			out = append(out, id)
+			chosen[id] = true
 			left -= len(e.chains)
 		}
 	}
 	for _, id := range ids {
-		if left > maxChains && len(c.byEpoch[id].chains) > 0 && !slices.Contains(out, id) {
+		if left > maxChains && len(c.byEpoch[id].chains) > 0 && !chosen[id] {
 			out = append(out, id)
 			left -= len(c.byEpoch[id].chains)
 		}

@@ -64,12 +64,14 @@ func TestLateDuplicatesOfAForgottenEpochAreDroppedAndLateNewsAreStored(t *testin
 				t.Fatalf("round %d: the log still has chain %s", round, key)
 			}
 		}
+		var again [][]byte
 		for _, s := range old { // everything again, in one message, with a new row in each round
 			s.rows = append(s.rows, late[s][0])
 			late[s] = late[s][1:]
-			run.settle(s.message(schema.Cursor{}, 0, len(s.rows)))
-			run.settle(s.message(schema.Cursor{}, len(s.rows)-2, len(s.rows)))
+			again = append(again, s.message(schema.Cursor{}, 0, len(s.rows)),
+				s.message(schema.Cursor{}, len(s.rows)-2, len(s.rows)))
 		}
+		run.settle(again...)
 		checkStored(t, lake, sources)
 		if round == 1 { // what is in the log must do
 			if err := run.end(); err != nil {
@@ -113,12 +115,12 @@ func (s *source) alone(i int) []byte { return s.message(s.rows[i], i, i+1) }
 
 func TestSpansBeyondTheBoundAreLookedUpInTheTable(t *testing.T) {
 	b, lake := newBus(t), t.TempDir()
-	s := gappy(3 * maxSpans)
+	s := gappy(2 * maxSpans)
 	run := start(t, options(b, lake))
 	order := newRandom(t).Perm(len(s.rows))
-	for k := 0; k < len(order); k += 16 {
+	for k := 0; k < len(order); k += 32 {
 		var messages [][]byte
-		for _, i := range order[k : k+16] {
+		for _, i := range order[k : k+32] {
 			messages = append(messages, s.alone(i))
 		}
 		run.settle(messages...)
@@ -129,7 +131,7 @@ func TestSpansBeyondTheBoundAreLookedUpInTheTable(t *testing.T) {
 			t.Fatalf("chain %s is %q, %v", key, state, err)
 		}
 	}
-	again := order[:40] // the first ones: a random third of all
+	again := order[:20] // a random part
 	for _, i := range again {
 		publish(t, b, [][]byte{s.alone(i)})
 	}
@@ -197,7 +199,7 @@ func TestBeyondTheBoundOfForgottenEpochsTheTableDecidesWhichAreNew(t *testing.T)
 func TestDeathBeforeAnyStepOfACommitRepeatsAndLosesNothing(t *testing.T) {
 	random := newRandom(t)
 	errDead := errors.New("dead")
-	for dieAt := 4 + random.IntN(2); dieAt < 60; dieAt += 2 {
+	for dieAt := 4 + random.IntN(4); dieAt < 60; dieAt += 4 {
 		b, lake := newBus(t), t.TempDir()
 		sources := newSources(random, 1, 4)
 		messages := shuffled(random, sources, false)

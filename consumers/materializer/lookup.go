@@ -44,15 +44,19 @@ func (l *lookup) inTable(epoch uint64) (bool, error) {
 // committed makes the next look-up see the files of the last commit.
 func (l *lookup) committed() { clear(l.files) }
 
-// stored lists the rows of a message's chain that the table has, between the
-// message's first row and its last.
+// stored lists the rows of a message that the table has.
 func (l *lookup) stored(m *table.Message) (map[schema.Cursor]bool, error) {
 	key := m.Header.Chain()
 	files, err := l.filesOf(key.Epoch)
 	if err != nil {
 		return nil, err
 	}
-	found := map[schema.Cursor]bool{}
+	found := make(map[schema.Cursor]bool, m.Len()) // of the message's rows: false until the table has one
+	for _, s := range m.Header.Spans {
+		for k := range s.Rows {
+			found[schema.Cursor{Seq: s.Seq, Row: s.First + k}] = false
+		}
+	}
 	q := table.Query{Seq: &table.SeqRange{First: m.Header.First().Seq, Last: m.Header.Last().Seq}}
 	for _, f := range files {
 		if f.Table != string(m.Table()) {
@@ -76,12 +80,13 @@ func readFile(path string, read func(io.ReaderAt) error) error {
 	return read(f)
 }
 
-// readKeys adds the rows of one chain in one file.
+// readKeys notes which of the rows that are asked for are in one file.
 func readKeys(r io.ReaderAt, size int64, name table.Name, q table.Query, key schema.ChainKey,
 	found map[schema.Cursor]bool) error {
 	add := func(k schema.ChainKey, seq uint64, row uint32) {
-		if k == key {
-			found[schema.Cursor{Seq: seq, Row: row}] = true
+		at := schema.Cursor{Seq: seq, Row: row}
+		if _, asked := found[at]; asked && k == key {
+			found[at] = true
 		}
 	}
 	place := func(o *table.Origin, p *table.Place) {

@@ -279,7 +279,7 @@ func TestAFullDeadLetterFolderKeepsCountingAndStopsNothing(t *testing.T) {
 func TestAFullDiskDelaysAndHidesEverything(t *testing.T) {
 	r := newRandom(t)
 	b, lake := newBus(t), t.TempDir()
-	sources := newSources(r, 1, 40)
+	sources := newSources(r, 1, 15)
 	publish(t, b, shuffled(r, sources, false))
 	o := options(b, lake)
 	var full atomic.Bool
@@ -300,8 +300,7 @@ func TestAFullDiskDelaysAndHidesEverything(t *testing.T) {
 		}
 		return ctx.Err()
 	}
-	o.CommitInterval = time.Hour
-	o.CommitBytes = 1 // each message is a commit
+	o.CommitBytes = 1 // nearly each message is a commit
 	m := materialize(t, o)
 	if valueOf(t, m.metrics.failures) == 0 {
 		t.Error("no failure was counted")
@@ -312,7 +311,7 @@ func TestAFullDiskDelaysAndHidesEverything(t *testing.T) {
 func TestReadersSeeWholeCommitsWhileItWrites(t *testing.T) {
 	r := newRandom(t)
 	b, lake := newBus(t), t.TempDir()
-	sources := newSources(r, 1, 150)
+	sources := newSources(r, 1, 60)
 	o := options(b, lake)
 	o.CommitBytes = 4 << 10
 	run := start(t, o)

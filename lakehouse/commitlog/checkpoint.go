@@ -46,7 +46,8 @@ func (w *Writer) checkpoint() error {
 		refs = append(refs[:len(refs)-mergeAt], ref)
 	}
 	c := checkpoint{Format: Format, Version: s.Version, Writer: s.Writer, Claim: s.Claim, WallNS: s.WallNS,
-		Source: s.Source, Chains: s.Chains, Closed: s.Closed, Forgotten: slices.Sorted(maps.Keys(s.Forgotten)), Totals: s.Totals,
+		Source: s.Source, Chains: s.Chains, Closed: s.Closed, Forgotten: slices.Sorted(maps.Keys(s.Forgotten)),
+		Totals:    s.Totals,
 		Manifests: refs}
 	if err := w.putLog(checkpointName(s.Version), seal(c)); err != nil {
 		return err

@@ -77,8 +77,11 @@ func recoverWrite(err *error) {
 	}
 }
 
+// vectorProperties choose data pages of version 1: arrow-go counts the nulls of a
+// page of version 2 from its statistics, which vec and raw do not have, and Polars
+// refuses a page whose count is wrong.
 func vectorProperties() *parquet.WriterProperties {
-	o := []parquet.WriterProperty{parquet.WithVersion(parquet.V2_LATEST), parquet.WithDataPageVersion(parquet.DataPageV2),
+	o := []parquet.WriterProperty{parquet.WithVersion(parquet.V2_LATEST), parquet.WithDataPageVersion(parquet.DataPageV1),
 		parquet.WithDataPageSize(1 << 20), parquet.WithBatchSize(levelsPerBatch), parquet.WithCreatedBy("sonde"),
 		parquet.WithCompression(compress.Codecs.Zstd), parquet.WithCompressionLevel(zstdLevel),
 		parquet.WithMaxRowGroupLength(maxGroupRows), parquet.WithDictionaryDefault(true),
