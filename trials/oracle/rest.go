@@ -18,29 +18,55 @@ import (
 // account, whether or not that balances, and an error that says what is still
 // under way after limit.
 func AwaitRest(ctx context.Context, lakeDir, witnessDir string, limit time.Duration) (*account.Account, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	var waiting error
 	witnessed, err := witnessedEpochs(witnessDir)
 	if err != nil {
 		return nil, err
 	}
+	var out *account.Account
+	err = await(ctx, lakeDir, limit, func(ctx context.Context, lake *lakehouse.Lake) error {
+		var err error
+		out, err = atRest(ctx, lake, witnessed)
+		return err
+	})
+	return out, err
+}
+
+// AwaitObituaries waits until every epoch is closed but the one of the engine
+// that runs: the engine tells what died with those before it.
+func AwaitObituaries(ctx context.Context, lakeDir, witnessDir string, limit time.Duration) error {
+	witnessed, err := witnessedEpochs(witnessDir)
+	if err != nil {
+		return err
+	}
+	return await(ctx, lakeDir, limit, func(ctx context.Context, lake *lakehouse.Lake) error {
+		open, err := openEpochs(ctx, lake, witnessed)
+		if err == nil && len(open) > 1 {
+			err = fmt.Errorf("%d epochs are not closed: %s", len(open), strings.Join(open, " "))
+		}
+		return err
+	})
+}
+
+// await asks each new version of a lake until there is nothing to wait for.
+func await(ctx context.Context, lakeDir string, limit time.Duration,
+	waiting func(context.Context, *lakehouse.Lake) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var why error
 	version, looked := uint64(0), false
 	for {
 		lake, err := lakehouse.Open(lakeDir)
 		if err != nil {
-			waiting = err
+			why = err
 		} else if !looked || lake.Version() != version {
 			version, looked = lake.Version(), true
-			a, err := atRest(ctx, lake, witnessed)
-			if err == nil {
-				return a, nil
+			if why = waiting(ctx, lake); why == nil {
+				return nil
 			}
-			waiting = err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for rest in %s: after %v, at version %d: %w", lakeDir, limit, version, waiting)
+			return fmt.Errorf("wait for rest in %s: after %v, at version %d: %w", lakeDir, limit, version, why)
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
