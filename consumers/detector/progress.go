@@ -8,9 +8,6 @@ type progress struct {
 	leaving  atomic.Int64  // detections handed to the publisher and not answered by the bus
 }
 
-// Filters are the subjects of the messages that a run reads.
-func (r *Detector) Filters() []string { return r.filters() }
-
 // Settled says whether the message at a position of the stream, and all before it
 // that a run reads, were judged, and everything that followed was published. It may
 // be called from any goroutine.

@@ -11,9 +11,9 @@ import (
 	"sonde/schema"
 )
 
-// filters are the subjects of what a runtime reads: rows of the bound hooks and
-// layers, requests, and detections of runs before.
-func (r *Detector) filters() []string {
+// Filters are the subjects of what a run reads: rows of the bound hooks and layers,
+// requests, and detections of runs before.
+func (r *Detector) Filters() []string {
 	any := schema.SubjectPrefix + ".*.*.*."
 	out := []string{any + string(schema.KindRequests) + ".>", any + string(schema.KindDetections) + ".>"}
 	seen := map[string]bool{}
@@ -100,7 +100,7 @@ func (r *Detector) loop(ctx context.Context, start startPoint) error {
 // read hands over messages until ctx ends or the bus is closed. What was trimmed
 // away, or a stream made anew, costs coverage and is counted, and reading goes on.
 func (r *Detector) read(ctx context.Context, start startPoint, deliveries chan<- bus.Delivery) error {
-	o := bus.SubscribeOptions{Filters: r.filters(), From: start.from, Incarnation: start.incarnation}
+	o := bus.SubscribeOptions{Filters: r.Filters(), From: start.from, Incarnation: start.incarnation}
 	for {
 		sub, err := r.o.Bus.Subscribe(ctx, o)
 		if err != nil {

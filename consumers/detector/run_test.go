@@ -297,3 +297,32 @@ func BenchmarkJudge(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*rows), "ns/token")
 }
+
+// Whoever waits for the verdicts of a replay must not go on before the last outcome.
+func TestSettledMeansThatEveryVerdictIsOut(t *testing.T) {
+	b := newBus(t)
+	k := newDeskOn(t, b, Use{write(t, draft()), ModeEnforce})
+	answer := make(chan struct{})
+	serveAborts(t, b, func(schema.AbortCommand) schema.AbortReply {
+		<-answer
+		return schema.AbortReply{Outcome: schema.AbortStopped, FinalLength: 1}
+	})
+	k.start(t)
+	e := newEngine(t, testEpoch)
+	e.now += int64(time.Hour) // never expires in this test
+	publish(t, b, e.open(1, "r1", 0))
+	publish(t, b, e.text(1, "r1", 0, 9)...)
+	const last = 2
+	if k.r.Settled(1 << 40) {
+		t.Error("settled at a position that does not exist yet")
+	}
+	eventually(t, "both verdicts", func() bool { rows, _ := detections(t, b); return len(rows) == 2 })
+	if k.r.Settled(last) {
+		t.Error("settled while the engine has not answered")
+	}
+	close(answer)
+	eventually(t, "the end", func() bool { return k.r.Settled(last) })
+	if rows, _ := detections(t, b); len(rows) != 3 {
+		t.Errorf("settled with %d detections on the bus, want 3", len(rows))
+	}
+}
