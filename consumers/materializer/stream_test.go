@@ -191,8 +191,38 @@ func stored(t testing.TB, lake string) map[identity]bool {
 		}
 		got[id] = true
 	}
+	storedTensors(t, l, note)
 	ctx, all := context.Background(), lakehouse.Query{}
-	err = l.Vectors(ctx, all, func(v *lakehouse.Vector) error {
+	events := uint64(0)
+	err = l.Requests(ctx, all, func(r *lakehouse.Request) error {
+		events++
+		at := schema.Cursor{Seq: r.Number >> 8, Row: uint32(r.Number & 255)}
+		note(identity{schema.KindRequests, r.Epoch, schema.Hookless, -1, at})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rows := l.Totals().Rows["requests"]; rows != events {
+		t.Errorf("%d request events are stored for %d requests", rows, events)
+	}
+	err = l.Ledger(ctx, all, func(f *lakehouse.Fact) error {
+		if f.Fact == schema.FactAmend {
+			note(identity{schema.KindLedger, f.Epoch, schema.Hookless, -1, schema.Cursor{Seq: f.Seq, Row: f.Row}})
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// storedTensors reads vectors, tokens and figures.
+func storedTensors(t testing.TB, l *lakehouse.Lake, note func(identity)) {
+	t.Helper()
+	ctx, all := context.Background(), lakehouse.Query{}
+	err := l.Vectors(ctx, all, func(v *lakehouse.Vector) error {
 		h := schema.Header{Epoch: v.Epoch, Layer: v.Layer, DType: v.DType, Shape: v.Shape}
 		at := schema.Cursor{Seq: v.Seq, Row: v.Row}
 		if string(v.Raw) != string(vecOf(&h, at)) || v.Request != requestOf(at) || v.Position != int32(v.Seq) {
@@ -226,29 +256,6 @@ func stored(t testing.TB, lake string) map[identity]bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	events := uint64(0)
-	err = l.Requests(ctx, all, func(r *lakehouse.Request) error {
-		events++
-		at := schema.Cursor{Seq: r.Number >> 8, Row: uint32(r.Number & 255)}
-		note(identity{schema.KindRequests, r.Epoch, schema.Hookless, -1, at})
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if rows := l.Totals().Rows["requests"]; rows != events {
-		t.Errorf("%d request events are stored for %d requests", rows, events)
-	}
-	err = l.Ledger(ctx, all, func(f *lakehouse.Fact) error {
-		if f.Fact == schema.FactAmend {
-			note(identity{schema.KindLedger, f.Epoch, schema.Hookless, -1, schema.Cursor{Seq: f.Seq, Row: f.Row}})
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return got
 }
 
 // checkStored compares the lake with what was published.
