@@ -100,6 +100,13 @@ type Bus interface {
 	// Subscribe reads the stream in order, as o says. Errors of the position come
 	// from Next.
 	Subscribe(ctx context.Context, o SubscribeOptions) (Subscription, error)
+	// Hear calls hear with each message whose subject matches one of the filters, as
+	// it is published: before it is stored, so without a position, and milliseconds
+	// earlier than a Subscription. It promises nothing: a message that is heard may
+	// never be stored, and one that is stored may not have been heard. Who needs every
+	// message reads a Subscription beside it. Calls come one at a time until stop is
+	// called; what waits for a slow hear is bounded. data belongs to hear.
+	Hear(filters []string, hear func(subject string, data []byte)) (stop func(), err error)
 	// Trim forgets everything below a position. It waits for the broker until ctx
 	// ends. It fails with ErrIncarnation while a subscription of this Bus that is not
 	// closed belongs to another incarnation than the stream's: the position then comes

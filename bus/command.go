@@ -78,12 +78,15 @@ func (n *NATS) stopServing(s *served) {
 	s.mu.Unlock()
 }
 
-// serveAll subscribes everything that is served on a new connection.
+// serveAll subscribes everything that is served and heard on a new connection.
 func (n *NATS) serveAll(c *connection) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for s := range n.servers {
 		n.serve(c, s)
+	}
+	for h := range n.hearings {
+		n.hearOn(c, h)
 	}
 }
 

@@ -20,6 +20,7 @@ type metrics struct {
 	connections    prometheus.Counter
 	delivered      prometheus.Counter
 	deliveredBytes prometheus.Counter
+	unheard        prometheus.Counter
 	requests       *prometheus.CounterVec
 	streamBytes    prometheus.Gauge
 	streamMaxBytes prometheus.Gauge
@@ -56,6 +57,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		connections:    counter("sonde_bus_connections_total", "connections made to the broker"),
 		delivered:      counter("sonde_bus_delivered_messages_total", "messages read from the stream"),
 		deliveredBytes: counter("sonde_bus_delivered_bytes_total", "their bytes"),
+		unheard:        counter("sonde_bus_unheard_messages_total", "live messages that a slow listener missed"),
 		requests:       vector("sonde_bus_requests_total", "commands sent, by outcome", "outcome"),
 		streamBytes:    gauge("sonde_bus_stream_bytes", "size of the stream"),
 		streamMaxBytes: gauge("sonde_bus_stream_max_bytes", "bound of the stream; beyond it, publishing waits"),

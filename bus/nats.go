@@ -35,6 +35,7 @@ type NATS struct {
 
 	mu            sync.Mutex // a leaf
 	servers       map[*served]bool
+	hearings      map[*hearing]bool
 	subscriptions map[*subscription]bool
 }
 
@@ -70,7 +71,8 @@ func OpenNATS(ctx context.Context, o NATSOptions) (*NATS, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &NATS{o: o, log: o.Logger, metrics: m, servers: map[*served]bool{}, subscriptions: map[*subscription]bool{}}
+	n := &NATS{o: o, log: o.Logger, metrics: m, servers: map[*served]bool{},
+		hearings: map[*hearing]bool{}, subscriptions: map[*subscription]bool{}}
 	n.link = &link{dial: n.dial, log: n.log, metrics: m, stopped: make(chan struct{}), up: make(chan struct{})}
 	n.link.ctx, n.link.cancel = context.WithCancel(context.Background())
 	n.pub = newPublisher(n)

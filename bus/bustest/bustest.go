@@ -46,6 +46,7 @@ type Bus struct {
 	pendingSize int
 	servers     map[string]func([]byte) []byte
 	open        map[*subscription]bool
+	hearings    map[*hearing]bool
 	worker      sync.WaitGroup
 }
 
@@ -61,7 +62,7 @@ type pending struct {
 // New is a bus whose broker runs and takes everything at once.
 func New() *Bus {
 	b := &Bus{changed: make(chan struct{}), window: 64 << 20, first: 1, incarnation: 1,
-		servers: map[string]func([]byte) []byte{}, open: map[*subscription]bool{}}
+		servers: map[string]func([]byte) []byte{}, open: map[*subscription]bool{}, hearings: map[*hearing]bool{}}
 	b.worker.Go(b.work)
 	return b
 }
@@ -245,6 +246,9 @@ func (b *Bus) store(m bus.Message) uint64 {
 	b.messages = append(b.messages, bus.Delivery{Seq: seq, Subject: m.Subject, Data: bytes.Clone(m.Data),
 		Stored: time.Now()})
 	b.bytes += uint64(len(m.Data))
+	for h := range b.hearings {
+		h.put(m)
+	}
 	b.wake()
 	return seq
 }

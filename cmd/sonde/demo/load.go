@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Of the requests, a few short ones go first: they measure the engine's speed,
-// from which the length of all others follows.
+// Of the requests, a few short ones go first: they measure how fast the engine
+// steps, from which the length of all others follows.
 const (
 	scouts      = 8
 	scoutTokens = 24
@@ -39,9 +39,8 @@ func (l *load) run(ctx context.Context, requests []request, target time.Duration
 		return nil, err
 	}
 	took := time.Since(began)
-	perSecond := float64(l.tokens.Load()) / took.Seconds()
 	rest := requests[ahead:]
-	each := lengthFor(perSecond, target-took, len(rest), l.limit)
+	each := lengthFor(float64(scoutTokens)/took.Seconds(), target-took, l.limit)
 	for i := range rest {
 		rest[i].MaxTokens = each
 	}
@@ -66,13 +65,12 @@ func (l *load) run(ctx context.Context, requests []request, target time.Duration
 	return append(answers, more...), err
 }
 
-// lengthFor is the number of tokens per request that fills the time. The engine
-// is faster with many requests in a step than with the few scouts, and a third
-// of the requests will be stopped early; both call for longer answers.
-func lengthFor(perSecond float64, target time.Duration, requests, limit int) int {
-	const fullerSteps, stoppedEarly = 1.15, 1.4
-	each := int(perSecond * fullerSteps * stoppedEarly * target.Seconds() / float64(max(requests, 1)))
-	return min(max(each, minTokens), limit)
+// lengthFor is the number of tokens per request that fills the time: a sequence
+// gets one token a step, whatever else is in the step. Full steps are slower than
+// those of the few scouts.
+func lengthFor(stepsPerS float64, target time.Duration, limit int) int {
+	const fullerSteps = 0.85
+	return min(max(int(stepsPerS*fullerSteps*target.Seconds()), minTokens), limit)
 }
 
 // send sends requests all at once and waits for every answer. The first error

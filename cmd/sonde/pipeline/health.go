@@ -16,24 +16,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// health knows what this process still waits for. Readiness is about inputs and
+// health knows what this process waits for. Readiness is about inputs and
 // outputs; liveness is only about this process, so that an outage of the broker
 // does not make an orchestrator restart everything that waits for it.
 type health struct {
-	mu      sync.Mutex
-	waiting map[string]string // part -> what it waits for
+	mu     sync.Mutex
+	checks map[string]func() string // part -> what it waits for now, "" when it is ready
 }
 
-func (h *health) wait(part, what string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.waiting[part] = what
-}
+func newHealth() *health { return &health{checks: map[string]func() string{}} }
 
-func (h *health) ready(part string) {
+// set says what a part waits for: a question that is asked at each probe.
+func (h *health) set(part string, waiting func() string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.waiting, part)
+	h.checks[part] = waiting
 }
 
 // missing lists what is waited for, one sentence each, sorted; empty is ready.
@@ -41,8 +38,10 @@ func (h *health) missing() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var out []string
-	for part, what := range h.waiting {
-		out = append(out, part+": "+what)
+	for part, waiting := range h.checks {
+		if what := waiting(); what != "" {
+			out = append(out, part+": "+what)
+		}
 	}
 	sort.Strings(out)
 	return out

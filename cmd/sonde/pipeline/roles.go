@@ -1,0 +1,182 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"sonde/bus"
+	"sonde/config"
+	"sonde/consumers/detector"
+	"sonde/consumers/materializer"
+	"sonde/producer"
+	"sonde/ring2"
+)
+
+// openBus starts the embedded server, when this process has that role, and
+// connects to it, or to the broker that the configuration names.
+func (p *Pipeline) openBus(ctx context.Context) error {
+	c := &p.o.Config.Bus
+	o := bus.NATSOptions{URL: c.URL, Stream: c.Stream, MaxBytes: int64(c.Embedded.MaxBytes),
+		WindowBytes: int64(p.o.Config.Agent.InflightBytes), Logger: p.log, Registerer: p.registry}
+	switch {
+	case c.URL != "":
+		if p.has(RoleBus) && len(p.o.Roles) == 1 {
+			return errors.New("start the role bus: bus.url names a broker of your own, so there is nothing to run here")
+		}
+		var err error
+		if o.URL, err = withLogin(*c); err != nil {
+			return err
+		}
+		o.MaxBytes = 0 // The owner of the broker bounds its streams.
+	case p.has(RoleBus):
+		var err error
+		p.server, err = bus.StartEmbedded(bus.EmbeddedOptions{StoreDir: c.Embedded.StoreDir, Listen: c.Embedded.Listen,
+			SyncAlways: c.Embedded.Sync == "always", Logger: p.log})
+		if err != nil {
+			return err
+		}
+		o.Embedded = p.server
+	case c.Embedded.Listen == "":
+		return fmt.Errorf("reach the bus: role %s needs the bus of another process, and bus.embedded.listen is empty; "+
+			"set it to an address, or bus.url to a broker", strings.Join(p.o.Roles, ","))
+	default:
+		o.URL = "nats://" + c.Embedded.Listen
+	}
+	p.health.set("bus", func() string { return "not connected yet" })
+	b, err := bus.OpenNATS(ctx, o)
+	if err != nil {
+		return err
+	}
+	p.bus = b
+	p.health.set("bus", func() string {
+		if !b.Connected() {
+			return "the connection to the broker is lost; it is tried again"
+		}
+		return ""
+	})
+	return nil
+}
+
+// withLogin is the address of the broker with user and password in it.
+func withLogin(c config.Bus) (string, error) {
+	if c.User == "" {
+		return c.URL, nil
+	}
+	password, err := c.Password()
+	if err != nil {
+		return "", err
+	}
+	if password == "" {
+		return "", fmt.Errorf("log in at the bus as %s: no password; set %s or bus.password_file", c.User,
+			config.PasswordVariable)
+	}
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		return "", fmt.Errorf("read bus.url: %w", err)
+	}
+	u.User = url.UserPassword(c.User, password)
+	return u.String(), nil
+}
+
+// listen opens the socket of the role agent.
+func (p *Pipeline) listen() error {
+	c := &p.o.Config.Agent
+	if err := os.MkdirAll(filepath.Dir(c.Socket), 0o755); err != nil {
+		return fmt.Errorf("make the folder of agent.socket: %w", err)
+	}
+	wait := ring2.WaitPoll
+	if c.Wait == "event" {
+		wait = ring2.WaitEvent
+	}
+	var err error
+	p.listener, err = ring2.Listen(c.Socket, ring2.ListenerOptions{Name: "sonde agent", Wait: wait,
+		QuarantineDir: filepath.Join(c.DeadLetter.Dir, "quarantine"), Logger: p.log})
+	return err
+}
+
+func (p *Pipeline) startAgent(ctx context.Context) error {
+	c := &p.o.Config.Agent
+	var live []producer.HookLayer
+	for _, d := range p.o.Config.Detectors {
+		b, err := detector.Load(d.Bundle)
+		if err != nil {
+			return err
+		}
+		live = append(live, producer.HookLayer{Hook: b.Manifest.Binding.Hook, Layer: b.Manifest.Binding.Layer})
+	}
+	agentBus := p.bus
+	if p.detector != nil {
+		p.scored = &scoredBus{Bus: p.bus, detector: p.detector, filters: p.detector.Filters()}
+		agentBus = p.scored
+	}
+	var err error
+	p.agent, err = producer.New(producer.Options{Listener: p.listener, Bus: agentBus, Policy: policyOf(p.o.Config.Policy),
+		LingerMS: c.LingerMS, BatchBytes: int(c.BatchBytes), InflightBytes: int64(c.InflightBytes), Live: live,
+		DeadLetterDir: c.DeadLetter.Dir, DeadLetterMaxBytes: int64(c.DeadLetter.MaxBytes), Registerer: p.registry,
+		Logger: p.log})
+	if err != nil {
+		return err
+	}
+	if !p.o.Replay {
+		p.spawn(ctx, &p.agents, RoleAgent, p.agent.Run)
+	}
+	p.health.set(RoleAgent, func() string { return "" })
+	return nil
+}
+
+func (p *Pipeline) startMaterializer(ctx context.Context) error {
+	c := &p.o.Config.Materializer
+	m, err := materializer.New(materializer.Options{Bus: p.bus, Lake: c.Lake,
+		CommitInterval: time.Duration(c.CommitIntervalMS) * time.Millisecond, CommitBytes: int64(c.CommitBytes),
+		RetainBytes: uint64(p.o.Config.Bus.Embedded.RetainBytes), DeadLetterDir: c.DeadLetterDir, Registerer: p.registry,
+		Logger: p.log})
+	if err != nil {
+		return err
+	}
+	p.lake = m
+	p.spawn(ctx, &p.consumers, RoleMaterializer, m.Run)
+	p.health.set(RoleMaterializer, func() string { return "" })
+	return nil
+}
+
+// startDetector does nothing without bundles, unless it was asked for by name.
+func (p *Pipeline) startDetector(ctx context.Context) error {
+	list := p.o.Config.Detectors
+	if len(list) == 0 {
+		if len(p.o.Roles) == len(Roles) {
+			p.health.set(RoleDetector, func() string { return "" })
+			return nil
+		}
+		return errors.New("start the role detector: the configuration names no bundle under detectors")
+	}
+	uses, err := detectorUses(list)
+	if err != nil {
+		return err
+	}
+	p.detector, err = detector.New(detector.Options{Bus: p.bus, Detectors: uses, OnScore: p.o.OnScore, Logger: p.log,
+		Registerer: p.registry})
+	if err != nil {
+		return err
+	}
+	p.spawn(ctx, &p.consumers, RoleDetector, p.detector.Run)
+	p.health.set(RoleDetector, func() string { return strings.Join(p.detector.Problems(), "; ") })
+	return nil
+}
+
+func detectorUses(list []config.Detector) ([]detector.Use, error) {
+	var uses []detector.Use
+	for _, d := range list {
+		b, err := detector.Load(d.Bundle)
+		if err != nil {
+			return nil, err
+		}
+		uses = append(uses, detector.Use{Bundle: b, Mode: d.Mode})
+	}
+	return uses, nil
+}
