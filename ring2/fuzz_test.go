@@ -45,7 +45,7 @@ func FuzzRing(f *testing.F) {
 	r, ctl := loadGoldenRing(f)
 	descs := bytes.Clone(ctl[abiDescOff : abiDescOff+8*abiDescBytes])
 	for _, seal := range []bool{false, true} {
-		f.Add(descs, bytes.Clone(r.data[:2048]), uint64(0), uint64(8), []byte{9, 9, 3, 9}, seal)
+		f.Add(descs, bytes.Clone(r.data[:2048]), uint64(0), uint64(8), []byte{1, 1, 4, 3, 1, 24, 2, 1}, seal)
 	}
 	f.Fuzz(func(t *testing.T, descs, data []byte, start, claim uint64, script []byte, seal bool) {
 		r, ctl := heapRing(t, 8, 2048)
@@ -55,12 +55,12 @@ func FuzzRing(f *testing.F) {
 		if seal {
 			sealDescriptors(r)
 		}
-		core := newReaderCore(r, start)
+		core, peek := newReaderCore(r, start), Peek{ring: r}
 		var lost []uint64
 		for _, op := range script[:min(len(script), 256)] {
-			switch op % 4 {
+			switch op % 5 {
 			case 0:
-				core.setRelease(start + uint64(op/4))
+				core.setRelease(start + uint64(op/5))
 			case 1:
 				var rec Record
 				ok, err := core.poll(&rec)
@@ -76,6 +76,12 @@ func FuzzRing(f *testing.F) {
 				lost = core.skipLost(lost)
 			case 3:
 				core.setRelease(core.next)
+			case 4:
+				if g, sight := peek.Look(start + uint64(op/5)); sight == SightWhole {
+					if b, _ := peek.Payload(&g, nil); len(b) > g.Bytes {
+						t.Fatalf("a glance at %d bytes shows %d", g.Bytes, len(b))
+					}
+				}
 			}
 			if core.next-core.release > 8 || core.release-start > core.next-start {
 				t.Fatalf("started at %d, read up to %d, released %d", start, core.next, core.release)

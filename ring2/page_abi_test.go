@@ -36,7 +36,7 @@ func between(t *testing.T, page, from, to string) string {
 var (
 	pageRow   = regexp.MustCompile(`(?m)^\| (\d+) \| ([^|]*) \|`)
 	pageField = regexp.MustCompile(`u(8|16|32|64)\s+(\w+)((?:, \w+)*)(?:\[(\d+)\])?`)
-	pageZone  = regexp.MustCompile(`(\d+) \x60u(32|64)\s+(\w+)(?:\[(\d+)\])?\x60`)
+	pageZone  = regexp.MustCompile(`(\d+)\s+\x60u(32|64)\s+(\w+)(?:\[(\d+)\])?\x60`)
 )
 
 // fieldsOf lists the fields of a generated structure by their names in C, without

@@ -160,8 +160,8 @@ static void make_ring(void) {
     struct bytes c = {.n = 0};
     uint64_t epoch = 0x0102030405060708, offset = sock < 0 ? 4096 : now(CLOCK_REALTIME) - now(CLOCK_MONOTONIC);
     if (sock >= 0 && getrandom(&epoch, 8, 0) != 8) die("getrandom");
-    fds[0] = memfd_create("ring2-ctl", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    fds[1] = memfd_create("ring2-data", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    fds[0] = memfd_create("sonde-ring-ctl", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    fds[1] = memfd_create("sonde-ring-data", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     fds[2] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (fds[2] < 0 || ftruncate(fds[0], CTL) || ftruncate(fds[1], DATA)) die("make ring");
     if (fcntl(fds[0], F_ADD_SEALS, SEALS) || fcntl(fds[1], F_ADD_SEALS, SEALS)) die("seal");
