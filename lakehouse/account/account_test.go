@@ -209,6 +209,23 @@ func TestMergedHullsCountTheirExactRows(t *testing.T) {
 	}
 }
 
+// An agent that dies between its count of unnamed rows and the closed fact leaves
+// both that count and the names that the obituary gives the same rows.
+func TestUnnamedRowsThatAnObituaryNamesCountOnce(t *testing.T) {
+	for detail, rows := range map[string]uint64{`{"told":"obituary"}`: 6, `{"captured_rows":9}`: 13, "": 13} {
+		l := newLedger(t)
+		l.mustOf("", schema.LedgerRow{Seq: 30, Row: 1, Fact: schema.FactMissing, Rows: 7, Reason: "unnamed", Layer: -1})
+		l.mustOf("", schema.LedgerRow{Seq: 30, Row: 1, Fact: schema.FactMissing, Layout: 7, Entries: "0-2", Count: 2,
+			Stride: 1, Rows: 6, Reason: "control_full"})
+		l.must(schema.LedgerRow{Seq: 30, Row: 9, Fact: schema.FactClosed, Detail: detail})
+		dropped := map[string]uint64{"control_full": 6}
+		if rows > 6 {
+			dropped["unnamed"] = 7
+		}
+		l.want(Account{Expected: rows, Dropped: dropped})
+	}
+}
+
 func TestTheFirstClassThatFitsWins(t *testing.T) {
 	fact := func(kind string, capture uint64) schema.LedgerRow {
 		return schema.LedgerRow{Seq: capture, Fact: kind, CaptureSeq: capture, Layer: -1}

@@ -65,6 +65,7 @@ func NewBuilder() *Builder {
 type epoch struct {
 	id       uint64
 	closed   bool
+	told     bool // closed by the obituary, which names every row that never got into the ring
 	layouts  map[uint32][]LayoutEntry
 	expected []record // captured, or dropped by the ring
 	missing  []record // rows that were never in the ring
@@ -150,7 +151,7 @@ func (b *Builder) take(e *epoch, f *Fact) error {
 	case schema.FactLayout:
 		return e.layout(f)
 	case schema.FactClosed:
-		e.closed = true
+		e.closed, e.told = true, e.told || toldByObituary(f.Detail)
 		return nil
 	default: // amendments and facts of later versions are about no class
 		return nil

@@ -33,6 +33,10 @@ func (b *Builder) Finish() *Account {
 	return a
 }
 
+// reasonUnnamed is why rows are missing that the writer counted and no record
+// names.
+const reasonUnnamed = "unnamed"
+
 // judge classifies the rows of one epoch after the other, one capture after the
 // other, with one bit for each row of the capture at hand.
 type judge struct {
@@ -60,7 +64,11 @@ func (j *judge) epoch(e *epoch) {
 		c.counts.Bad += c.repeats
 	}
 	for i := range e.missing {
-		j.neverCaptured(&e.missing[i])
+		// An agent that saw the engine die, and died itself, may have counted rows
+		// that the obituary then named one by one.
+		if m := &e.missing[i]; !e.told || j.b.names[m.reason] != reasonUnnamed {
+			j.neverCaptured(m)
+		}
 	}
 	byCapture(e.expected)
 	at := 0
@@ -339,12 +347,15 @@ func (j *judge) hook(name string) *HookCounts {
 	return h
 }
 
-// distinct sorts facts by identity and keeps the first of each: an agent that
-// attached anew repeats facts, with the same identity. Facts that explain need no
-// such care: a row that has its class is not explained again.
+// distinct sorts facts and keeps the first of those that say the same: an agent
+// that attached anew repeats facts. Place alone would not do: what is read and
+// what an obituary tells are numbered apart. Facts that explain need no such care:
+// a row that has its class is not explained again.
 func distinct(facts []record) []record {
 	identity := func(a, b record) int {
-		return cmp.Or(cmp.Compare(a.tenant, b.tenant), cmp.Compare(a.seq, b.seq), cmp.Compare(a.row, b.row))
+		return cmp.Or(cmp.Compare(a.tenant, b.tenant), cmp.Compare(a.seq, b.seq), cmp.Compare(a.row, b.row),
+			cmp.Compare(a.number, b.number), cmp.Compare(a.position, b.position), cmp.Compare(a.pass, b.pass),
+			cmp.Compare(a.layout, b.layout), cmp.Compare(a.entries, b.entries), cmp.Compare(a.reason, b.reason))
 	}
 	slices.SortStableFunc(facts, identity)
 	return slices.CompactFunc(facts, func(a, b record) bool { return identity(a, b) == 0 })
