@@ -218,6 +218,11 @@ func (w *Writer) attach(ctx context.Context) error {
 	if err := c.SetDeadline(time.Now().Add(attachTimeout)); err != nil {
 		return err
 	}
+	// A message is sent whole or not at all, also where the system's default
+	// buffer is smaller than one.
+	if err := c.SetWriteBuffer(abiMessageMaxBytes); err != nil {
+		return err
+	}
 	buf := make([]byte, abiMessageMaxBytes)
 	if err := w.shakeHands(c, buf); err != nil {
 		return err
