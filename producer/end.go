@@ -1,8 +1,16 @@
 package producer
 
 import (
+	"fmt"
+
 	"sonde/ring2"
 	"sonde/schema"
+)
+
+// Places of the facts about the end, whether or not there is the first of them.
+const (
+	unnamedRow = 1
+	closedRow  = 2
 )
 
 // finish does what is due when something ended, as far as the acknowledgements
@@ -31,11 +39,11 @@ func (r *rank) finishOwn() {
 		r.lastWords = true
 		r.sayLastWords()
 	}
-	reason := "died"
+	f := schema.LedgerRow{Seq: r.endSeq(), Row: closedRow, Reason: "died", Detail: r.counterDetail()}
 	if r.bye != nil {
-		reason = "bye"
+		f.Reason = "bye"
 	}
-	if !r.sayClosed(e, r.endSeq(), reason, r.counterDetail()) {
+	if !r.sayClosed(e, f) {
 		return
 	}
 	if r.bye != nil {
@@ -64,13 +72,12 @@ func (r *rank) sayLastWords() {
 			return
 		}
 	}
-	e.row = 1 // facts of the end are numbered: see place
 	rows := r.s.Producer().CapturedRows - r.base.rows
 	if rows <= r.namedRows || rows > maxMissingRows {
 		return
 	}
 	rows -= r.namedRows
-	e.fact("", schema.LedgerRow{Seq: r.endSeq(), Row: e.place(), Fact: schema.FactMissing, Rows: rows,
+	e.fact("", schema.LedgerRow{Seq: r.endSeq(), Row: unnamedRow, Fact: schema.FactMissing, Rows: rows,
 		Reason: reasonUnnamed, Layer: -1}, nil)
 	r.account.capturedDropped(reasonUnnamed, rows)
 }
@@ -90,16 +97,15 @@ func (r *rank) counterDetail() string {
 
 // sayClosed publishes the closed fact of an epoch when everything else is
 // acknowledged. It reports true once, when the fact itself is.
-func (r *rank) sayClosed(e *epoch, seq uint64, reason, detail string) bool {
+func (r *rank) sayClosed(e *epoch, f schema.LedgerRow) bool {
 	e.flushAll()
 	if e.inflight > 0 || len(r.refused) > 0 {
 		return false
 	}
 	if !e.closedSent {
 		e.closedSent = true
-		e.row = max(e.row, 1)
-		e.fact("", schema.LedgerRow{Seq: seq, Row: e.place(), Fact: schema.FactClosed, Reason: reason, Layer: -1,
-			Detail: detail}, nil)
+		f.Fact, f.Layer = schema.FactClosed, -1
+		e.fact("", f, nil)
 		e.flushAll()
 		return false
 	}
@@ -109,6 +115,6 @@ func (r *rank) sayClosed(e *epoch, seq uint64, reason, detail string) bool {
 	e.closedDone = true
 	r.agent.close(e.id)
 	r.agent.counters.epochsClosed.Add(1)
-	r.log.Info("epoch closed", "closed_epoch", e.id, "reason", reason)
+	r.log.Info("epoch closed", "closed_epoch", fmt.Sprintf("%016x", e.id), "reason", f.Reason)
 	return true
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"sonde/ring2"
+	"sonde/schema"
 )
 
 // obituaries is what the agent keeps of a dead epoch beside the epoch itself.
@@ -18,6 +19,9 @@ type obituaries struct {
 	endSeq   uint64
 	expanded bool
 }
+
+// closedTold is the place of a closed fact behind all others of the end.
+const closedTold = 1<<32 - 2
 
 // obituary takes a record about a writer that died: of its journal, which its
 // successor tells.
@@ -83,6 +87,7 @@ func (r *rank) awaitReader(id uint64) bool {
 		if reader == nil {
 			return closed
 		}
+		r.own.flushAll() // nothing lingers meanwhile
 		select {
 		case <-r.ctx.Done():
 			r.failed = r.ctx.Err()
@@ -253,7 +258,8 @@ func (r *rank) finishDead() bool {
 			continue
 		}
 		r.expandUnput(e)
-		if !r.sayClosed(e, e.obituary.endSeq, "died", jsonText(map[string]any{"told": "obituary"})) {
+		if !r.sayClosed(e, schema.LedgerRow{Seq: e.obituary.endSeq, Row: closedTold, Reason: "died",
+			Detail: jsonText(map[string]any{"told": "obituary"})}) {
 			done = false
 			continue
 		}

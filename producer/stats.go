@@ -128,3 +128,10 @@ func float8E4M3(b uint8) float64 {
 	}
 	return sign * math.Ldexp(8+fraction, exponent-10)
 }
+
+// RowStats computes the figures of one row, as a rule with AsStats publishes them.
+func RowStats(row []byte, dtype ring2.DType) schema.StatsRow {
+	var out schema.StatsRow
+	statsOf(row, dtype, &out, nil)
+	return out
+}
