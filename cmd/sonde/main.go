@@ -86,7 +86,16 @@ Exit codes: 0 ok, 1 the environment is unusable or a check failed, 2 wrong usage
 // commands lists every command; each is written in the file of its name.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
+		demoCommand(),
+		runCommand(),
+		engineCommand(),
+		lakeCommand(),
+		detectCommand(),
+		recordCommand(),
+		replayCommand(),
+		tapCommand(),
 		validateCommand(),
+		configCommand(),
 		versionCommand(),
 	}
 }
