@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"sonde/lakehouse/account"
 	"sonde/lakehouse/table"
@@ -36,7 +37,7 @@ type ledgerView struct {
 	passes   map[int32]int32         // that wanted is about
 	verdicts map[int32]map[int32]bool
 	captures map[uint64]string // capture: why all of its rows are missing
-	dead     []account.Fact    // facts about refused messages of the hook
+	dead     []account.Fact    // facts about messages of the hook that could not be taken
 	closed   bool
 	figures  map[int32]bool // positions of which only figures are stored
 	facts    []account.Fact // expected, missing and dropped, until the layouts are known
@@ -62,13 +63,13 @@ func (v *ledgerView) read(ctx context.Context, l *Lake) error {
 		case schema.FactLost:
 			v.captures[f.CaptureSeq] = "lost when the engine died"
 		case schema.FactDeadLetter:
-			if v.mine(f) {
-				v.dead = append(v.dead, *f)
-			}
+			v.refused(f)
 		case schema.FactAmend:
 			v.amend(f)
 		case schema.FactExpected, schema.FactMissing, schema.FactDropped:
-			if f.Number == v.sequence.Number && (f.Hook == "" || v.mine(f)) {
+			if f.Hook != "" { // no room for a dead letter
+				v.refused(f)
+			} else if f.Number == v.sequence.Number {
 				v.facts = append(v.facts, *f)
 			}
 		}
@@ -94,7 +95,12 @@ func (v *ledgerView) read(ctx context.Context, l *Lake) error {
 	})
 }
 
-func (v *ledgerView) mine(f *Fact) bool { return f.Hook == v.q.Hook && int(f.Layer) == v.q.Layer }
+// refused keeps a fact about rows of the hook in a message that could not be taken.
+func (v *ledgerView) refused(f *Fact) {
+	if f.Hook == v.q.Hook && int(f.Layer) == v.q.Layer {
+		v.dead = append(v.dead, *f)
+	}
+}
 
 // layout finds the entries of a layout that are the hook.
 func (v *ledgerView) layout(f *Fact) error {
@@ -117,9 +123,6 @@ func (v *ledgerView) layout(f *Fact) error {
 
 // chosen reports whether a fact is about the hook.
 func (v *ledgerView) chosen(f *Fact) (bool, error) {
-	if f.Hook != "" {
-		return true, nil // read compared it
-	}
 	if f.Entries == "" { // all that the layout holds
 		return len(v.entries[f.Layout]) > 0, nil
 	}
@@ -275,7 +278,10 @@ func (v *ledgerView) unknown(p int32) string {
 func (v *ledgerView) reason(p int32, e expectation) string {
 	for _, f := range v.dead {
 		if f.CaptureSeq == e.capture && covered(&f, e.row) {
-			return "in a dead-letter directory: " + f.Reason
+			if f.Fact == schema.FactDropped {
+				return "dropped: " + f.Reason
+			}
+			return strings.TrimSuffix("in a dead-letter directory: "+f.Reason, ": ")
 		}
 	}
 	switch {

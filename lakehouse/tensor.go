@@ -9,6 +9,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"sonde/lakehouse/table"
 )
 
 // ErrNotFound: the lake knows nothing of what was asked for. The error that wraps
@@ -256,20 +258,30 @@ func (c *collector) tensor(s Sequence, why *ledgerView) (*Tensor, error) {
 	return t, nil
 }
 
+// maxListed bounds the hooks of a request that an error lists.
+const maxListed = 100
+
 // notFound lists what there is of the request instead.
 func (c *collector) notFound(ctx context.Context, l *Lake) error {
-	const most = 40
-	seen := map[string]bool{}
-	note := func(hook string, layer, sample int) error {
-		if len(seen) < most {
-			seen[fmt.Sprintf("%s layer %d sample %d", hook, layer, sample)] = true
+	type key struct {
+		hook   string
+		sample int32
+	}
+	seen := map[key]map[int]bool{}
+	note := func(p *table.Place) error {
+		k := key{p.Hook, p.Sample}
+		if seen[k] == nil && len(seen) < maxListed {
+			seen[k] = map[int]bool{}
+		}
+		if seen[k] != nil {
+			seen[k][p.Layer] = true
 		}
 		return nil
 	}
 	q := Query{Request: c.q.Request}
-	err := l.vectors(ctx, q, true, func(v *Vector) error { return note(v.Hook, v.Layer, int(v.Sample)) })
+	err := l.vectors(ctx, q, true, func(v *Vector) error { return note(&v.Place) })
 	if err == nil {
-		err = l.Tokens(ctx, q, func(t *Token) error { return note(t.Hook, t.Layer, int(t.Sample)) })
+		err = l.Tokens(ctx, q, func(t *Token) error { return note(&t.Place) })
 	}
 	if err != nil {
 		return err
@@ -278,6 +290,11 @@ func (c *collector) notFound(ctx context.Context, l *Lake) error {
 	if len(seen) == 0 {
 		return fmt.Errorf("%s: %w, nor is any other row of this request", what, ErrNotFound)
 	}
-	return fmt.Errorf("%s: %w; of this request there are: %s", what, ErrNotFound,
-		strings.Join(slices.Sorted(maps.Keys(seen)), ", "))
+	var there []string
+	for k, layers := range seen {
+		list := strings.Trim(fmt.Sprint(slices.Sorted(maps.Keys(layers))), "[]")
+		there = append(there, fmt.Sprintf("%s layers %s sample %d", k.hook, list, k.sample))
+	}
+	slices.Sort(there)
+	return fmt.Errorf("%s: %w; of this request there are: %s", what, ErrNotFound, strings.Join(there, ", "))
 }

@@ -97,8 +97,10 @@ func TestGapsAreNamedWithTheirReasonsAndNeverFilled(t *testing.T) {
 	lost := schema.LedgerRow{Seq: 16, Fact: schema.FactLost, CaptureSeq: 16, Rows: 1}
 	dead := schema.LedgerRow{Seq: 17, Fact: schema.FactDeadLetter, CaptureSeq: 17, Count: 1, Stride: 1, Rows: 1, Hook: "h",
 		Layer: 2, Reason: "too_large"}
+	full := dead
+	full.Seq, full.Fact, full.CaptureSeq, full.Reason = 18, schema.FactDropped, 18, "dead_letter_full"
 	b.facts(1, layout(), expected(0, 1), dropped, expected(3, 1), budget, missing, expected(5, 1), aborted,
-		expected(6, 1), lost, expected(7, 1), dead, expected(8, 1), expected(9, 1))
+		expected(6, 1), lost, expected(7, 1), dead, expected(8, 1), full, expected(9, 1), expected(10, 1))
 	l := b.lake()
 	_, err := l.Tensor(ctx, ofH)
 	var incomplete *IncompleteError
@@ -107,7 +109,8 @@ func TestGapsAreNamedWithTheirReasonsAndNeverFilled(t *testing.T) {
 	}
 	want := []Gap{{1, 3, "dropped by the ring: no_space"}, {3, 4, "dropped by the agent: budget"},
 		{4, 5, "never reached the ring: stall"}, {5, 6, "the engine's copy failed"}, {6, 7, "lost when the engine died"},
-		{7, 8, "in a dead-letter directory: too_large"}, {8, 9, "on its way: captured, and not yet in the lake"}}
+		{7, 8, "in a dead-letter directory: too_large"}, {8, 9, "dropped: dead_letter_full"},
+		{10, 11, "on its way: captured, and not yet in the lake"}}
 	if !slices.Equal(incomplete.Gaps, want) || incomplete.Rows != 2 {
 		t.Errorf("%d rows, gaps %v", incomplete.Rows, incomplete.Gaps)
 	}
@@ -123,15 +126,16 @@ func TestGapsAreNamedWithTheirReasonsAndNeverFilled(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 	q.AllowPartial, q.From = false, 9
+	q.To = 10
 	if got := mustTensor(t, l, q); !slices.Equal(got.Positions, []int32{9}) {
 		t.Errorf("from 9: %+v", got)
 	}
 	b.facts(1, schema.LedgerRow{Seq: 1 << 40, Fact: schema.FactClosed})
 	q = ofH
-	q.From, q.To = 8, 12
+	q.From, q.To = 9, 12
 	_, err = b.lake().Tensor(ctx, q)
-	if !errors.As(err, &incomplete) || !slices.Equal(incomplete.Gaps, []Gap{{8, 9, "not explained by the ledger"},
-		{10, 12, "not captured: not chosen by the policy, or never computed"}}) {
+	if !errors.As(err, &incomplete) || !slices.Equal(incomplete.Gaps, []Gap{{10, 11, "not explained by the ledger"},
+		{11, 12, "not captured: not chosen by the policy, or never computed"}}) {
 		t.Errorf("%v", err)
 	}
 }
@@ -232,7 +236,8 @@ func TestWhatIsNotThereListsWhatIs(t *testing.T) {
 	q := ofH
 	q.Layer = 3
 	_, err := l.Tensor(ctx, q)
-	if !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "h layer 2 sample 0, token_ids layer -1 sample 0") {
+	want := "h layers 2 sample 0, token_ids layers -1 sample 0"
+	if !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v", err)
 	}
 	q.Request = "absent"

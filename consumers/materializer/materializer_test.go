@@ -285,8 +285,9 @@ func TestAFullDiskDelaysAndHidesEverything(t *testing.T) {
 	var full atomic.Bool
 	full.Store(true)
 	var failures atomic.Int64
-	o.check = func(step, path string) error {
-		if step == "write" && full.Load() && strings.Contains(path, ".parquet") && r.IntN(3) > 0 {
+	o.check = func(step, path string) error { // the entry of the log never fits, data files sometimes do
+		if step == "write" && full.Load() && !strings.Contains(path, ".tmp-claim-") &&
+			(!strings.Contains(path, ".parquet") || r.IntN(3) > 0) {
 			return &os.PathError{Op: "write", Path: path, Err: syscall.ENOSPC}
 		}
 		return nil
@@ -295,15 +296,15 @@ func TestAFullDiskDelaysAndHidesEverything(t *testing.T) {
 		if failures.Add(1) == 30 {
 			full.Store(false)
 		}
-		if rows := len(stored(t, lake)); full.Load() && rows > 0 && failures.Load() < 2 {
+		if rows := len(stored(t, lake)); rows > 0 {
 			t.Errorf("%d rows of a commit that failed can be seen", rows)
 		}
 		return ctx.Err()
 	}
 	o.CommitBytes = 1 // nearly each message is a commit
 	m := materialize(t, o)
-	if valueOf(t, m.metrics.failures) == 0 {
-		t.Error("no failure was counted")
+	if n := valueOf(t, m.metrics.failures); n != 30 {
+		t.Errorf("%v failures were counted; want 30", n)
 	}
 	checkStored(t, lake, sources)
 }

@@ -150,11 +150,15 @@ func (m *Materializer) bury(d bus.Delivery, why error) error {
 	return nil
 }
 
-// deadFacts makes a message of ledger facts about the rows of a dead letter, one
-// for each of its spans. Like those of the agent about refused messages, they
-// travel in a chain of their own: hook and layer of the message, and twice its
-// shard, plus one for stats. Each message claims only its own row of the chain: dead
-// letters come in no order.
+// ownShard is added to the shard of chains in which the materializer itself states
+// facts: an agent's messages must not cover them.
+const ownShard = 1 << 20
+
+// deadFacts makes messages of ledger facts about the rows of a dead letter, one for
+// each of its spans. Like those of the agent about refused messages, they belong
+// to a chain of their own: hook and layer of the message, and ownShard plus twice
+// its shard, plus one for stats. Each message claims only its own row of the chain:
+// dead letters come in no order.
 func deadFacts(h schema.Header, kept bool) [][]byte {
 	stats := 0
 	if h.Kind == schema.KindStats {
@@ -171,7 +175,7 @@ func deadFacts(h schema.Header, kept bool) [][]byte {
 			break
 		}
 		f := schema.Header{Tenant: h.Tenant, Engine: h.Engine, Rank: h.Rank, Epoch: h.Epoch, Hook: h.Hook, Layer: h.Layer,
-			Shard: 2*h.Shard + stats, Model: h.Model, Revision: h.Revision, WeightsDigest: h.WeightsDigest,
+			Shard: ownShard + 2*h.Shard + stats, Model: h.Model, Revision: h.Revision, WeightsDigest: h.WeightsDigest,
 			Quantisation: h.Quantisation, EngineVersion: h.EngineVersion, PolicyVersion: h.PolicyVersion, Prev: s.Start()}
 		msg, err := schema.EncodeLedger(f, []schema.LedgerRow{{Seq: s.Seq, Row: s.First, Fact: fact, Count: int32(s.Rows),
 			Stride: 1, Rows: uint64(s.Rows), Reason: reason, CaptureSeq: s.Seq, FirstRow: s.First, Hook: h.Hook,
