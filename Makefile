@@ -11,7 +11,7 @@ GOFILES := $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)
 SEED ?= $(shell date +%s)
 
 .PHONY: help build demo check fmt vet staticcheck tidy generate-check test race
-.PHONY: fidelity torture bench-ring bench-stall clean
+.PHONY: libsonde test-c test-spin fidelity torture bench-ring bench-stall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ help: ## list the targets
 build: ## build the one binary, build/sonde, without cgo
 	@mkdir -p build
 	go build -trimpath -o $(BIN) ./cmd/sonde
+
+libsonde: ## build the capture library for engines in C, C++ and Python, build/cuda/libsonde.so (needs g++)
+	$(MAKE) -C cuda all
 
 demo: build ## watch a real model, its bus, its dataset and its detector for about 30 s
 	$(BIN) demo
@@ -56,6 +59,20 @@ race: ## run the tests of shared-memory and concurrent code under the race detec
 	  CGO_ENABLED=0 go run ./internal/testreport build/race.json; \
 	fi
 RACE_PACKAGES := ./ring2/... ./producer/... ./bus/... ./consumers/... ./engine/scheduler/... ./engine/capture/...
+
+test-c: ## run the tests of libsonde with and without sanitizers (needs g++)
+	@if ! command -v g++ >/dev/null; then \
+	  echo "NOT RUN: tests of libsonde: need a C++20 compiler (g++), and none was found"; \
+	else \
+	  $(MAKE) --no-print-directory -C cuda test; \
+	fi
+
+test-spin: ## check the model of the ring protocol, and that its planted bug is found (needs spin and gcc)
+	@if ! command -v spin >/dev/null; then \
+	  echo "NOT RUN: model of the ring protocol: needs spin, and none was found"; \
+	else \
+	  $(MAKE) --no-print-directory -C cuda test-spin; \
+	fi
 
 fidelity: build ## verify the identity of at least 1,000,000 rows of the arithmetic engine
 	go run ./trials/fidelity
