@@ -68,6 +68,11 @@ func endOf(ctx context.Context, err error) error {
 // loop reads and judges in one goroutine; another one fetches the next message
 // meanwhile.
 func (r *Detector) loop(ctx context.Context, start startPoint) error {
+	live, deaf, err := r.listen()
+	if err != nil {
+		return fmt.Errorf("hear live messages: %w", err)
+	}
+	defer deaf()
 	deliveries := make(chan bus.Delivery, 1)
 	ended := make(chan error, 1)
 	go func() { ended <- r.read(ctx, start, deliveries) }()
@@ -80,16 +85,23 @@ func (r *Detector) loop(ctx context.Context, start startPoint) error {
 	defer tick.Stop()
 	for {
 		select {
+		case d := <-live.heard:
+			r.hear(ctx, live, d)
 		case d := <-deliveries:
 			r.handle(ctx, d)
 			quiet.Reset(quietCatchUp)
 			if r.catchUp != nil && d.Seq >= r.catchUp.last {
 				r.caughtUp(ctx)
 			}
+			r.resume(ctx, live)
 			r.progress.position.Store(d.Seq)
 		case <-quiet.C:
 			r.caughtUp(ctx)
+			r.resume(ctx, live)
 		case <-tick.C:
+			if n := live.missed.Swap(0); n > 0 {
+				r.metrics.stream.WithLabelValues("unheard").Add(float64(n))
+			}
 			r.sweep(r.now())
 		case err := <-ended:
 			return err
