@@ -144,6 +144,7 @@ const (
 	asRead   = 0 // what the records say
 	asTold   = 1 // what only obituaries say: losses, and the end
 	readAnew = 2 // what an agent before this one may have dropped
+	atEnd    = 3 // what was counted when the engine was found dead, or said goodbye
 )
 
 // fact adds a fact to the ledger of a tenant.

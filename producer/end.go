@@ -77,7 +77,8 @@ func (r *rank) sayLastWords() {
 		return
 	}
 	rows -= r.namedRows
-	e.fact("", schema.LedgerRow{Seq: r.endSeq(), Row: unnamedRow, Fact: schema.FactMissing, Rows: rows,
+	e.unnamed = true
+	e.factIn(atEnd, "", schema.LedgerRow{Seq: r.endSeq(), Row: unnamedRow, Fact: schema.FactMissing, Rows: rows,
 		Reason: reasonUnnamed, Layer: -1}, nil)
 	r.account.capturedDropped(reasonUnnamed, rows)
 }
@@ -105,7 +106,11 @@ func (r *rank) sayClosed(e *epoch, f schema.LedgerRow) bool {
 	if !e.closedSent {
 		e.closedSent = true
 		f.Fact, f.Layer = schema.FactClosed, -1
-		e.fact("", f, nil)
+		shard := atEnd
+		if e.obituary != nil {
+			shard = asTold
+		}
+		e.factIn(shard, "", f, nil)
 		e.flushAll()
 		return false
 	}
@@ -113,7 +118,9 @@ func (r *rank) sayClosed(e *epoch, f schema.LedgerRow) bool {
 		return false
 	}
 	e.closedDone = true
-	r.agent.close(e.id)
+	if !e.unnamed { // else the obituary, which has the names, is still welcome
+		r.agent.close(e.id)
+	}
 	r.agent.counters.epochsClosed.Add(1)
 	r.log.Info("epoch closed", "closed_epoch", fmt.Sprintf("%016x", e.id), "reason", f.Reason)
 	return true

@@ -194,6 +194,42 @@ func TestAJournalThatIsToldAgainCountsOnce(t *testing.T) {
 	}
 }
 
+// The ring of a dead engine shows how many rows its last records did not name; its
+// journal knows which.
+func TestRowsThatTheRingOnlyCountsAreNamedByTheObituary(t *testing.T) {
+	w := newWorld(t, Options{Policy: everything()})
+	dead := newFakeSession()
+	dead.config.Epoch = 0xdead
+	e := newEngine(dead, testEntries)
+	done := w.attach(dead)
+	until(t, "the agent is attached", func() bool { return dead.ReleaseSeq() == 2 })
+	e.open(1, "", 1)
+	e.step(decode(1, 0))
+	dead.set(func() { dead.counters.CapturedRows = 4 + 8 })
+	dead.end(io.EOF)
+	w.await(done)
+	if a := w.balanced().account; words(a.Expected, a.Stored, a.Dropped) != "12 4 map[unnamed:8]" || !a.AtRest() {
+		t.Errorf("before the obituary: %v", a)
+	}
+
+	s := newFakeSession()
+	next := newEngine(s, testEntries)
+	nextDone := w.attach(s)
+	j := journal{s: s, epoch: 0xdead}
+	j.put(ring2.KindModel, ring2.AppendModel(nil, ring2.Model{}))
+	j.put(ring2.KindLayout, ring2.AppendLayout(nil, ring2.Layout{ID: 7, Entries: testEntries}))
+	j.put(ring2.KindRequestOpen, openRecord(1, "", 1))
+	j.step(0, decode(1, 0))
+	j.unputStep(1, decode(1, 1))
+	j.unputStep(2, decode(1, 2))
+	j.end()
+	next.bye(w, nextDone)
+	got := w.balanced()
+	if a := got.account; words(a.Expected, a.Stored, a.Dropped) != "12 4 map[control_full:8]" || !a.AtRest() {
+		t.Errorf("after the obituary: %v", a)
+	}
+}
+
 func TestObituariesOfAClosedEpochAreIgnored(t *testing.T) {
 	w := newWorld(t, Options{Policy: everything()})
 	dead := newFakeSession()

@@ -151,7 +151,7 @@ func (b *Builder) take(e *epoch, f *Fact) error {
 	case schema.FactLayout:
 		return e.layout(f)
 	case schema.FactClosed:
-		e.closed, e.told = true, e.told || toldByObituary(f.Detail)
+		e.closed, e.told = true, e.told || ToldByObituary(f.Detail)
 		return nil
 	default: // amendments and facts of later versions are about no class
 		return nil

@@ -55,9 +55,9 @@ func ParseLayout(detail string) ([]LayoutEntry, error) {
 	return out, nil
 }
 
-// toldByObituary reads the detail of a closed fact: whether the journal of the
+// ToldByObituary reads the detail of a closed fact: whether the journal of the
 // dead engine was told to its end.
-func toldByObituary(detail string) bool {
+func ToldByObituary(detail string) bool {
 	var d struct {
 		Told string `json:"told"`
 	}

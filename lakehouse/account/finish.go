@@ -33,9 +33,9 @@ func (b *Builder) Finish() *Account {
 	return a
 }
 
-// reasonUnnamed is why rows are missing that the writer counted and no record
+// ReasonUnnamed is why rows are missing that the writer counted and no record
 // names.
-const reasonUnnamed = "unnamed"
+const ReasonUnnamed = "unnamed"
 
 // judge classifies the rows of one epoch after the other, one capture after the
 // other, with one bit for each row of the capture at hand.
@@ -66,7 +66,7 @@ func (j *judge) epoch(e *epoch) {
 	for i := range e.missing {
 		// An agent that saw the engine die, and died itself, may have counted rows
 		// that the obituary then named one by one.
-		if m := &e.missing[i]; !e.told || j.b.names[m.reason] != reasonUnnamed {
+		if m := &e.missing[i]; !e.told || j.b.names[m.reason] != ReasonUnnamed {
 			j.neverCaptured(m)
 		}
 	}

@@ -247,6 +247,13 @@ func TestRowsThatOnlyTheLedgerKnowsAreOfADyingStep(t *testing.T) {
 	want(t, w.judge(t), map[Defect]int{Phantom: 1})
 }
 
+func TestALedgerThatCountsRowsTwiceIsFound(t *testing.T) {
+	w := newWorld()
+	w.fact(schema.LedgerRow{Fact: schema.FactMissing, Request: "a", Position: 9, Count: 2, Stride: 1, Layout: 1,
+		Entries: "0-2", Rows: 6})
+	want(t, w.judge(t), map[Defect]int{Phantom: 6})
+}
+
 func TestMergedFactsExcuseNoMoreRowsThanTheyCount(t *testing.T) {
 	for rows, wanted := range map[uint64]map[Defect]int{6: nil, 5: {Silent: 1}} {
 		w := newWorld()

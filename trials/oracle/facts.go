@@ -17,6 +17,7 @@ type epochFacts struct {
 	phantoms map[uint64]int // by step: rows that facts name and nobody witnessed
 	tails    int            // the same, at the end of facts about missing rows, which span steps
 	hullRows uint64         // rows that merged facts count
+	counted  uint64         // rows that facts count and name
 }
 
 func (c *Checker) epoch(id uint64) *epochFacts {
@@ -54,6 +55,9 @@ func (c *Checker) named(e *epochFacts, f *account.Fact) error {
 		return err
 	}
 	e.lastStep = max(e.lastStep, f.Step)
+	if len(entries) > 0 {
+		e.counted += f.Rows
+	}
 	mark := namedRow
 	if f.Fact == schema.FactMissing && f.Rows != uint64(f.Count)*uint64(len(entries)) {
 		mark = namedHull
@@ -98,9 +102,13 @@ func (s *stripe) mark(f *account.Fact, mark rowState) (unwitnessed, tail int) {
 
 // Finish judges each witnessed row after everything was fed.
 func (c *Checker) Finish() *Report {
-	hull := map[uint64]uint64{}
+	hull, computed := map[uint64]uint64{}, map[uint64]uint64{}
 	for at, s := range c.stripes {
+		epoch := c.names[at.sequence].epoch
 		for i, state := range s.state {
+			if state&witnessed != 0 {
+				computed[epoch]++
+			}
 			switch {
 			case state&witnessed == 0:
 			case state&(storedOnce|namedRow) == storedOnce|namedRow:
@@ -111,7 +119,7 @@ func (c *Checker) Finish() *Report {
 				c.r.Named++
 			case state&namedHull != 0:
 				c.r.Named++
-				hull[c.names[at.sequence].epoch]++
+				hull[epoch]++
 			default:
 				c.r.add(Silent, 1, "%v was computed, and is neither stored nor named by the ledger", c.key(at, s, i))
 			}
@@ -122,7 +130,10 @@ func (c *Checker) Finish() *Report {
 			c.r.add(Silent, 1, "in epoch %016x merged facts cover %d rows that are not stored, but they count %d", id, hull[id],
 				e.hullRows)
 		}
-		c.judgePhantoms(id, e)
+		known := computed[id] + c.judgePhantoms(id, e)
+		if e.counted > known {
+			c.r.add(Phantom, int(e.counted-known), "in epoch %016x the ledger counts %d rows of %d", id, e.counted, known)
+		}
 	}
 	c.whose()
 	return c.r
@@ -130,12 +141,13 @@ func (c *Checker) Finish() *Report {
 
 // judgePhantoms judges rows that the ledger names and nobody witnessed: the
 // engine witnesses a step after its claim, so a death in between leaves one such
-// step, the last.
-func (c *Checker) judgePhantoms(id uint64, e *epochFacts) {
+// step, the last. It returns how many there are.
+func (c *Checker) judgePhantoms(id uint64, e *epochFacts) (all uint64) {
 	for step, rows := range e.phantoms {
 		if rows == 0 {
 			continue
 		}
+		all += uint64(rows)
 		if step == e.lastStep && e.closed != "bye" {
 			c.r.Unfinished += rows
 			continue
@@ -149,6 +161,7 @@ func (c *Checker) judgePhantoms(id uint64, e *epochFacts) {
 	} else {
 		c.r.Unfinished += e.tails
 	}
+	return all + uint64(e.tails)
 }
 
 // whose names each row with wrong bytes, and the row whose bytes it has.

@@ -92,19 +92,22 @@ func atRest(ctx context.Context, lake *lakehouse.Lake, witnessed map[uint64]bool
 	return a, nil
 }
 
-// openEpochs names the epochs that somebody knows of and no fact closes.
+// openEpochs names the epochs that somebody knows of and no fact closes, or whose
+// end left rows unnamed, which the next engine's obituary then names.
 func openEpochs(ctx context.Context, lake *lakehouse.Lake, witnessed map[uint64]bool) ([]string, error) {
-	closed := map[uint64]bool{}
+	closed, told, unnamed := map[uint64]bool{}, map[uint64]bool{}, map[uint64]bool{}
 	for id := range witnessed {
 		closed[id] = false
 	}
 	err := lake.Ledger(ctx, lakehouse.Query{}, func(f *lakehouse.Fact) error {
 		closed[f.Epoch] = closed[f.Epoch] || f.Fact == schema.FactClosed
+		told[f.Epoch] = told[f.Epoch] || f.Fact == schema.FactClosed && account.ToldByObituary(f.Detail)
+		unnamed[f.Epoch] = unnamed[f.Epoch] || f.Fact == schema.FactMissing && f.Reason == account.ReasonUnnamed
 		return nil
 	})
 	var open []string
 	for id, done := range closed {
-		if !done {
+		if !done || unnamed[id] && !told[id] {
 			open = append(open, fmt.Sprintf("%016x", id))
 		}
 	}

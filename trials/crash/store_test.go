@@ -1,0 +1,110 @@
+package crash
+
+import (
+	"fmt"
+	"slices"
+
+	"sonde/lakehouse/account"
+	"sonde/schema"
+	"sonde/trials/oracle"
+)
+
+// store is a consumer of the stream that drops what it has seen, once by a
+// watermark and spans for each chain, as the bounded state of a table allows, and
+// once by remembering every row. Both must agree.
+type store struct {
+	chains map[schema.ChainKey]*chain
+	facts  []account.Fact
+	rows   []vector
+}
+
+type chain struct {
+	mark  schema.Cursor // everything below was seen
+	spans []span        // seen above it
+	seen  map[schema.Cursor]bool
+}
+
+type span struct{ from, to schema.Cursor }
+
+func (c *chain) covers(at schema.Cursor) bool {
+	return at.Less(c.mark) || slices.ContainsFunc(c.spans, func(s span) bool { return !at.Less(s.from) && at.Less(s.to) })
+}
+
+// cover takes what a message says about its chain.
+func (c *chain) cover(h *schema.Header) {
+	c.spans = append(c.spans, span{h.Prev, h.Last()})
+	for joined := true; joined; {
+		joined = false
+		c.spans = slices.DeleteFunc(c.spans, func(s span) bool {
+			if c.mark.Less(s.from) {
+				return false
+			}
+			if c.mark.Less(s.to) {
+				c.mark, joined = s.to, true
+			}
+			return true
+		})
+	}
+}
+
+type vector struct {
+	key oracle.Key
+	id  account.Row
+	raw []byte
+}
+
+func newStore() *store { return &store{chains: map[schema.ChainKey]*chain{}} }
+
+func (s *store) take(b *schema.Batch) error {
+	h := &b.Header
+	key := h.Chain()
+	c := s.chains[key]
+	if c == nil {
+		c = &chain{seen: map[schema.Cursor]bool{}}
+		s.chains[key] = c
+	}
+	place := func(i int) schema.Cursor {
+		switch h.Kind {
+		case schema.KindVectors:
+			v := b.Vector(i)
+			return schema.Cursor{Seq: v.Seq, Row: v.Row}
+		case schema.KindRequests:
+			q := b.RequestAt(i)
+			return schema.Cursor{Seq: q.Seq, Row: q.Row}
+		default:
+			f := b.Ledger(i)
+			return schema.Cursor{Seq: f.Seq, Row: f.Row}
+		}
+	}
+	var bad error
+	for i := range b.Len() {
+		at := place(i)
+		if covered := c.covers(at); covered != c.seen[at] && bad == nil {
+			bad = fmt.Errorf("row %v of chain %v: covered is %v, seen before is %v (watermark %v, %d spans)", at, key, covered,
+				c.seen[at], c.mark, len(c.spans))
+		}
+		if c.seen[at] {
+			continue
+		}
+		c.seen[at] = true
+		s.add(b, i)
+	}
+	c.cover(h)
+	return bad
+}
+
+func (s *store) add(b *schema.Batch, i int) {
+	h := &b.Header
+	switch h.Kind {
+	case schema.KindVectors:
+		v := b.Vector(i)
+		s.rows = append(s.rows, vector{
+			key: oracle.Key{Epoch: h.Epoch, Request: v.Request, Sample: int(v.Sample), Position: int(v.Position),
+				Pass: int(v.Pass), Hook: h.Hook, Layer: h.Layer},
+			id:  account.Row{Epoch: h.Epoch, Hook: h.Hook, Layer: h.Layer, Shard: h.Shard, Seq: v.Seq, Row: v.Row},
+			raw: slices.Clone(v.Vec)})
+	case schema.KindLedger:
+		s.facts = append(s.facts, account.Fact{Epoch: h.Epoch, Engine: h.Engine, Rank: h.Rank, Tenant: h.Tenant,
+			LedgerRow: b.Ledger(i)})
+	}
+}
