@@ -15,20 +15,20 @@ const statsRowBytes = 96
 
 // openStep is a STEP whose CAPTUREs are being read. They follow it at once.
 type openStep struct {
-	r         *rank
-	seq       uint64
-	captureNS int64 // wall clock
-	step      ring2.Step
-	layouts   []*layout
-	captures  []capture // by layout of the step
-	at        int       // next layout that waits for its capture
-	g         *group
+	r        *rank
+	seq      uint64
+	step     ring2.Step
+	layouts  []*layout
+	captures []capture // by layout of the step
+	at       int       // next layout that waits for its capture
+	g        *group
 }
 
 // capture is what became of one layout of a step.
 type capture struct {
 	outcome ring2.Reason
 	seq     uint64
+	wallNS  int64 // when its copy was complete
 	state   captureState
 	entries []ring2.EntryRows
 }
@@ -83,7 +83,7 @@ func (r *rank) beginStep(rec *ring2.Record, g *group) error {
 	if err != nil {
 		return err
 	}
-	st.captureNS, st.g, g.next = int64(rec.CaptureNS+r.cfg.WallMinusMonoNS), g, next
+	st.g, g.next = g, next
 	r.step = st
 	return st.skipDropped()
 }
@@ -160,7 +160,7 @@ func (st *openStep) take(rec *ring2.Record) error {
 	}
 	st.g.bytes += int64(len(rec.Payload))
 	st.r.heldBytes += int64(len(rec.Payload))
-	c.state = captureAborted
+	c.state, c.wallNS = captureAborted, int64(rec.CaptureNS+st.r.cfg.WallMinusMonoNS)
 	if !rec.Aborted() {
 		entries, err := ring2.SplitCapture(&st.layouts[st.at].Layout, &st.step, st.at, rec.Payload)
 		c.state, c.entries = captureRead, entries
@@ -380,7 +380,7 @@ func (r *rank) entryRows(st *openStep, c *cell, entry, first int, of []int32) er
 	rows := &capture.entries[entry]
 	position := int32(rg.Position + rg.Count - uint32(len(of)))
 	v := schema.VectorRow{Seq: capture.seq, Number: q.number, Request: q.id, Sample: q.sample, Pass: int32(rg.Pass),
-		Phase: uint8(rg.Phase), CaptureNS: st.captureNS}
+		Phase: uint8(rg.Phase), CaptureNS: capture.wallNS}
 	tensors, stats := &r.pinned[0], &r.pinned[1]
 	defer func() { *tensors, *stats = nil, nil }()
 	for k, ui := range of {

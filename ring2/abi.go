@@ -200,7 +200,7 @@ type abiDesc struct {
 	DataLen       uint32    // payload bytes, contiguous
 	Kind          uint16    // RING2_KIND_
 	Flags         uint16    // RING2_FLAG_
-	CaptureNS     uint64    // CLOCK_MONOTONIC at the claim
+	CaptureNS     uint64    // CLOCK_MONOTONIC at the claim; of a CAPTURE, once its copy was complete
 	Step          uint64    // of STEP and CAPTURE, else 0
 	Layout        uint32    // of CAPTURE, else 0
 	Rows          uint32    // of CAPTURE: token rows, else 0

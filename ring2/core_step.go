@@ -119,7 +119,9 @@ func (c *writerCore) finish(p *plan, aborted bool) {
 		c.counters.abortedRows += p.ledgerRows
 		c.storeCounters()
 	}
-	publish(c.desc(p.seq), flags, p.seq)
+	d := c.desc(p.seq)
+	d.CaptureNS = c.now()
+	publish(d, flags, p.seq)
 }
 
 func (c *writerCore) endStep() { c.open = false }
@@ -134,7 +136,9 @@ func (c *writerCore) abortStuck(before uint64) bool {
 		if p == nil || p.claimNS > before || !p.state.CompareAndSwap(pendingCopying, pendingClosing) {
 			continue
 		}
-		publish(c.desc(seq), FlagAborted, seq)
+		d := c.desc(seq)
+		d.CaptureNS = c.now()
+		publish(d, FlagAborted, seq)
 		c.counters.stuckCopies++
 		c.counters.abortedRows += p.ledgerRows
 		p.state.Store(pendingStuck)

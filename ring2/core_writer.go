@@ -202,7 +202,10 @@ func (c *writerCore) take(at *cursor, pos uint64, n int, kind Kind, step uint64)
 	seq := at.claim
 	d := c.desc(seq)
 	d.Seq, d.DataPos, d.DataLen, d.Kind, d.Flags = seq, pos, uint32(n), uint16(kind), 0
-	d.CaptureNS, d.Step, d.Layout, d.Rows, d.PayloadCRC32C = c.now(), step, 0, 0, 0
+	d.CaptureNS, d.Step, d.Layout, d.Rows, d.PayloadCRC32C = 0, step, 0, 0, 0
+	if kind != KindCapture {
+		d.CaptureNS = c.now() // That of a capture comes with its publication.
+	}
 	at.claim, at.head = seq+1, pos+uint64(alignUp(n))
 	c.slots[seq&c.mask] = writerSlot{kind: kind, end: at.head}
 	return seq, d

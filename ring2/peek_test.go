@@ -64,6 +64,53 @@ func peekWriter(t *testing.T, o *opened) (w *Writer, layout uint32) {
 	return w, layout
 }
 
+// observer looks at records and counts what it sees.
+type observer struct {
+	t      *testing.T
+	p      *Peek
+	sights map[string]int
+	buf    []byte
+}
+
+// look checks that what is shown as whole is one record.
+func (o *observer) look(seq uint64) {
+	g, sight := o.p.Look(seq)
+	o.sights["look "+sight.String()]++
+	if sight != SightWhole {
+		return
+	}
+	if g.Seq != seq {
+		o.t.Errorf("a look at record %d shows record %d", seq, g.Seq)
+	}
+	if o.buf, sight = o.p.Payload(&g, o.buf); sight != SightWhole {
+		o.sights["payload "+sight.String()]++
+		return
+	}
+	o.sights[g.Kind.String()]++
+	if g.Kind == KindStep {
+		if step, err := ParseStep(o.buf); err != nil || step.Step != g.Step {
+			o.t.Errorf("STEP %d shows step %d, %v", g.Step, step.Step, err)
+		}
+	}
+	for b := o.buf; g.Kind == KindCapture && len(b) >= 8; b = b[8:] {
+		if got := binary.LittleEndian.Uint64(b); got != g.Step {
+			o.t.Fatalf("the capture of step %d holds a word of step %d", g.Step, got)
+		}
+	}
+}
+
+// releaseAll reads to the end of a session and releases everything at once.
+func releaseAll(s *Session) error {
+	var records []Record
+	for {
+		var err error
+		if records, err = s.Next(context.Background(), records[:0]); err != nil {
+			return err
+		}
+		s.Release(records[len(records)-1].Seq + 1)
+	}
+}
+
 // What a look at a ring shows as whole must be one record, and never parts of two,
 // however often the writer laps it meanwhile.
 func TestAPeekNeverMixesTwoRecordsWhileItIsLapped(t *testing.T) {
@@ -71,19 +118,8 @@ func TestAPeekNeverMixesTwoRecordsWhileItIsLapped(t *testing.T) {
 	o := listen(t, ListenerOptions{})
 	w, layout := peekWriter(t, o)
 	s := accept(t, o.l)
-	p := peekAt(t, w)
 	read, written := make(chan error, 1), make(chan struct{})
-	go func() {
-		var records []Record
-		for {
-			var err error
-			if records, err = s.Next(context.Background(), records[:0]); err != nil {
-				read <- err
-				return
-			}
-			s.Release(records[len(records)-1].Seq + 1)
-		}
-	}()
+	go func() { read <- releaseAll(s) }()
 	go func() {
 		defer close(written)
 		for range steps {
@@ -91,55 +127,29 @@ func TestAPeekNeverMixesTwoRecordsWhileItIsLapped(t *testing.T) {
 		}
 		closeSoon(t, w)
 	}()
-	sights := map[string]int{}
-	var buf []byte
-	look := func(seq uint64) {
-		g, sight := p.Look(seq)
-		sights["look "+sight.String()]++
-		if sight != SightWhole {
-			return
-		}
-		if g.Seq != seq {
-			t.Errorf("a look at record %d shows record %d", seq, g.Seq)
-		}
-		if buf, sight = p.Payload(&g, buf); sight != SightWhole {
-			sights["payload "+sight.String()]++
-			return
-		}
-		sights[g.Kind.String()]++
-		if g.Kind == KindStep {
-			if step, err := ParseStep(buf); err != nil || step.Step != g.Step {
-				t.Errorf("STEP %d shows step %d, %v", g.Step, step.Step, err)
-			}
-		}
-		for b := buf; g.Kind == KindCapture && len(b) >= 8; b = b[8:] {
-			if got := binary.LittleEndian.Uint64(b); got != g.Step {
-				t.Fatalf("the capture of step %d holds a word of step %d", g.Step, got)
-			}
-		}
-	}
+	see := &observer{t: t, p: peekAt(t, w), sights: map[string]int{}}
 	for running := true; running; {
 		select {
 		case <-written:
 			running = false
 		default:
 		}
-		claim := p.State().Claim
+		claim := see.p.State().Claim
 		for seq := claim - min(claim, 20); seq != claim+2; seq++ {
-			look(seq)
+			see.look(seq)
 		}
 	}
 	if err := <-read; !errors.Is(err, io.EOF) {
 		t.Error(err)
 	}
-	t.Log(sights)
-	if sights["step"] == 0 || sights["capture"] == 0 {
-		t.Errorf("nothing was seen: %v", sights)
+	t.Log(see.sights)
+	if see.sights["step"] == 0 || see.sights["capture"] == 0 {
+		t.Errorf("nothing was seen: %v", see.sights)
 	}
-	if _, sight := p.Look(0); sight != SightGone {
+	if _, sight := see.p.Look(0); sight != SightGone {
 		t.Errorf("record 0 is %s after %d steps", sight, steps)
 	}
-	if _, sight := p.Look(p.State().Claim); sight != SightPending {
+	if _, sight := see.p.Look(see.p.State().Claim); sight != SightPending {
 		t.Errorf("a record that was never claimed is %s", sight)
 	}
 }
@@ -263,7 +273,8 @@ func TestTheJournalOfALivingWriterCanBeRead(t *testing.T) {
 	}
 	for _, cut := range []int{0, 1, 30} {
 		var kinds []string
-		epoch, err := ReadJournal(bytes.NewReader(text[:len(text)-cut]), func(r Record) { kinds = append(kinds, r.Kind.String()) })
+		visit := func(r Record) { kinds = append(kinds, r.Kind.String()) }
+		epoch, err := ReadJournal(bytes.NewReader(text[:len(text)-cut]), visit)
 		want := []string{"layout", "request_open", "step"}
 		if cut > 0 {
 			want = want[:2]

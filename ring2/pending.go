@@ -53,6 +53,7 @@ func (p *Pending) close(flags uint16) {
 	if flags&FlagAborted != 0 {
 		p.writer.abortedLater.Add(p.ledgerRows)
 	}
+	p.desc.CaptureNS = monotonicNS()
 	publish(p.desc, flags, p.seq)
 	p.state.Store(pendingDone)
 	p.writer.wakeReader()

@@ -38,7 +38,7 @@ type Record struct {
 	Seq       uint64
 	Kind      Kind
 	Flags     uint16
-	CaptureNS uint64 // CLOCK_MONOTONIC of the engine at the claim
+	CaptureNS uint64 // CLOCK_MONOTONIC of the engine at the claim; of a CAPTURE, once it was complete
 	Step      uint64 // of STEP and CAPTURE
 	Layout    uint32 // of CAPTURE
 	Rows      uint32 // of CAPTURE: token rows

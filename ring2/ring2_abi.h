@@ -102,7 +102,7 @@ struct ring2_desc {
     uint32_t data_len;        /* payload bytes, contiguous */
     uint16_t kind;            /* RING2_KIND_ */
     uint16_t flags;           /* RING2_FLAG_ */
-    uint64_t capture_ns;      /* CLOCK_MONOTONIC at the claim */
+    uint64_t capture_ns;      /* CLOCK_MONOTONIC at the claim; of a CAPTURE, once its copy was complete */
     uint64_t step;            /* of STEP and CAPTURE, else 0 */
     uint32_t layout;          /* of CAPTURE, else 0 */
     uint32_t rows;            /* of CAPTURE: token rows, else 0 */

@@ -18,7 +18,7 @@ type VectorRow struct {
 	Position  int32 // absolute position in the sequence, tokens
 	Pass      int32 // 0 for the first computation of this position
 	Phase     uint8
-	CaptureNS int64  // wall clock of the step's claim, ns since 1970
+	CaptureNS int64  // wall clock when the capture was complete, ns since 1970
 	Vec       []byte // one row, little-endian, dtype and shape in the header
 }
 

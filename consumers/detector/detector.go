@@ -67,7 +67,7 @@ type Score struct {
 	Position  int32
 	Raw       float32 // of this token alone
 	Score     float32 // aggregated up to this token: what the thresholds judge
-	CaptureNS int64   // wall clock of the step's claim, ns since 1970
+	CaptureNS int64   // wall clock when the row's capture was complete, ns since 1970
 	VerdictNS int64   // wall clock of the verdict
 }
 
