@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"sonde/bus"
 	"sonde/bus/bustest"
 	ledger "sonde/lakehouse/account"
 	"sonde/ring2"
@@ -195,7 +194,8 @@ func (e *engine) finish(number uint64) {
 }
 
 func decode(number uint64, position uint32) ring2.StepRange {
-	return ring2.StepRange{Number: number, Position: position, Count: 1, Phase: ring2.PhaseDecode, Sampled: true, LayoutMask: 1}
+	return ring2.StepRange{Number: number, Position: position, Count: 1, Phase: ring2.PhaseDecode, Sampled: true,
+		LayoutMask: 1}
 }
 
 func prefill(number uint64, count uint32) ring2.StepRange {
@@ -205,7 +205,8 @@ func prefill(number uint64, count uint32) ring2.StepRange {
 // step is a STEP record with one capture of the layout.
 func (e *engine) step(ranges ...ring2.StepRange) {
 	seq := e.s.ClaimSeq()
-	st := ring2.Step{Step: e.steps, Ranges: ranges, Layouts: []ring2.StepLayout{{Layout: e.layout.ID, CaptureSeq: seq + 1}}}
+	st := ring2.Step{Step: e.steps, Ranges: ranges,
+		Layouts: []ring2.StepLayout{{Layout: e.layout.ID, CaptureSeq: seq + 1}}}
 	e.steps++
 	e.s.put(ring2.KindStep, ring2.AppendStep(nil, st))
 	e.s.set(func() {
@@ -304,11 +305,13 @@ func (w *world) await(done <-chan struct{}) {
 
 // stored is what a consumer keeps of the stream.
 type stored struct {
+	seen     map[string]string // by chain and (seq, row)
+	tenants  map[string]string // of requests
 	facts    []ledger.Fact
-	vectors  map[string]schema.VectorRow // by chain and (seq, row)
+	rows     []ledger.Row
+	vectors  map[string]schema.VectorRow // as seen
 	stats    int
 	requests []schema.RequestRow
-	messages int
 	account  *ledger.Account
 }
 
@@ -317,80 +320,80 @@ type stored struct {
 // its identity says, and accounts for every row.
 func (w *world) consume() *stored {
 	w.Helper()
-	out := &stored{vectors: map[string]schema.VectorRow{}}
-	seen := map[string]string{}
-	b := ledger.NewBuilder()
-	tenants := map[string]string{}
-	messages := w.bus.Messages()
-	out.messages = len(messages)
-	var vectors []ledger.Row
-	for _, d := range messages {
+	out := &stored{vectors: map[string]schema.VectorRow{}, seen: map[string]string{}, tenants: map[string]string{}}
+	for _, d := range w.bus.Messages() {
 		m, err := schema.Decode(d.Data)
 		if err != nil {
 			w.Fatal(err)
 		}
-		h := &m.Header
 		for i := range m.Len() {
-			var row string
-			var at schema.VectorRow
-			switch h.Kind {
-			case schema.KindVectors:
-				v := m.Vector(i)
-				at, row = v, fmt.Sprint(v)
-				w.checkRow(h, &v)
-				v.Request, v.Vec = string([]byte(v.Request)), bytes.Clone(v.Vec)
-				out.vectors[fmt.Sprint(h.Chain(), v.Seq, v.Row)] = v
-			case schema.KindStats:
-				v := m.Stats(i)
-				at, row = tokenAt(m, i), fmt.Sprint(v)
-			case schema.KindRequests:
-				v := m.RequestAt(i)
-				at, row = schema.VectorRow{Seq: v.Seq, Row: v.Row}, fmt.Sprint(v)
-				tenants[v.Request] = h.Tenant
-				if v.Tenant != h.Tenant {
-					w.Errorf("request of tenant %q in a message of %q", v.Tenant, h.Tenant)
-				}
-			case schema.KindLedger:
-				v := m.Ledger(i)
-				at, row = schema.VectorRow{Seq: v.Seq, Row: v.Row}, fmt.Sprint(v)
-			}
-			if owner, known := tenants[at.Request]; known && at.Request != "" && owner != h.Tenant {
-				w.Errorf("a row of %s, which belongs to %q, is in a message of %q", at.Request, owner, h.Tenant)
-			}
-			key := fmt.Sprint(h.Chain(), at.Seq, at.Row)
-			if old, twice := seen[key]; twice {
-				if old != row && h.Kind != schema.KindLedger {
-					w.Errorf("%s is published twice, as %s and as %s", key, old, row)
-				}
-				continue
-			}
-			seen[key] = row
-			switch h.Kind {
-			case schema.KindVectors, schema.KindStats:
-				vectors = append(vectors, ledger.Row{Epoch: h.Epoch, Hook: h.Hook, Layer: h.Layer, Shard: h.Shard, Seq: at.Seq,
-					Row: at.Row})
-				if h.Kind == schema.KindStats {
-					out.stats++
-				}
-			case schema.KindRequests:
-				out.requests = append(out.requests, m.RequestAt(i))
-			case schema.KindLedger:
-				out.facts = append(out.facts, ledger.Fact{Epoch: h.Epoch, Engine: h.Engine, Rank: h.Rank, Tenant: h.Tenant,
-					LedgerRow: m.Ledger(i)})
-			}
+			w.take(out, m, i)
 		}
 	}
 	slices.SortStableFunc(out.facts, func(a, b ledger.Fact) int { return isLayout(b) - isLayout(a) })
+	b := ledger.NewBuilder()
 	for _, f := range out.facts {
 		if err := b.Fact(f); err != nil {
 			w.Error(err)
 		}
 	}
-	for _, v := range vectors {
+	for _, v := range out.rows {
 		b.Stored(v)
 	}
 	out.account = b.Finish()
 	return out
+}
+
+// take takes row i of a message, unless it is a copy.
+func (w *world) take(out *stored, m *schema.Batch, i int) {
+	w.Helper()
+	h := &m.Header
+	var at schema.VectorRow
+	var text string
+	switch h.Kind {
+	case schema.KindVectors:
+		at = m.Vector(i)
+		text = fmt.Sprint(at)
+		w.checkRow(h, &at)
+	case schema.KindStats:
+		at, text = tokenAt(m, i), fmt.Sprint(m.Stats(i))
+	case schema.KindRequests:
+		v := m.RequestAt(i)
+		at, text = schema.VectorRow{Seq: v.Seq, Row: v.Row}, fmt.Sprint(v)
+		out.tenants[v.Request] = v.Tenant
+		if v.Tenant != h.Tenant {
+			w.Errorf("request of tenant %q in a message of %q", v.Tenant, h.Tenant)
+		}
+	case schema.KindLedger:
+		v := m.Ledger(i)
+		at = schema.VectorRow{Seq: v.Seq, Row: v.Row}
+	}
+	if owner, known := out.tenants[at.Request]; known && owner != h.Tenant {
+		w.Errorf("a row of %s, which belongs to %q, is in a message of %q", at.Request, owner, h.Tenant)
+	}
+	key := fmt.Sprint(h.Chain(), at.Seq, at.Row)
+	if old, twice := out.seen[key]; twice {
+		if old != text {
+			w.Errorf("%s is published twice, as %s and as %s", key, old, text)
+		}
+		return
+	}
+	out.seen[key] = text
+	switch h.Kind {
+	case schema.KindVectors, schema.KindStats:
+		out.rows = append(out.rows, ledger.Row{Epoch: h.Epoch, Hook: h.Hook, Layer: h.Layer, Shard: h.Shard, Seq: at.Seq,
+			Row: at.Row})
+		if h.Kind == schema.KindStats {
+			out.stats++
+			break
+		}
+		out.vectors[key] = at
+	case schema.KindRequests:
+		out.requests = append(out.requests, m.RequestAt(i))
+	case schema.KindLedger:
+		out.facts = append(out.facts, ledger.Fact{Epoch: h.Epoch, Engine: h.Engine, Rank: h.Rank, Tenant: h.Tenant,
+			LedgerRow: m.Ledger(i)})
+	}
 }
 
 func isLayout(f ledger.Fact) int {
@@ -443,5 +446,3 @@ func (e *engine) bye(w *world, done <-chan struct{}) {
 }
 
 func u64(v uint64) []byte { return binary.LittleEndian.AppendUint64(nil, v) }
-
-var _ bus.Bus = (*bustest.Bus)(nil)

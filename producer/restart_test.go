@@ -85,8 +85,8 @@ func (j *journal) tell(kind ring2.Kind, flags uint16, seq uint64, payload []byte
 	if !j.first {
 		j.first, flags = true, flags|ring2.ObituaryFirst
 	}
-	j.s.put(ring2.KindObituary, ring2.AppendObituary(nil, ring2.Obituary{DeadEpoch: j.epoch, Seq: seq, Kind: kind, Flags: flags,
-		Payload: payload}))
+	j.s.put(ring2.KindObituary, ring2.AppendObituary(nil, ring2.Obituary{DeadEpoch: j.epoch, Seq: seq, Kind: kind,
+		Flags: flags, Payload: payload}))
 }
 
 func (j *journal) put(kind ring2.Kind, payload []byte) {
@@ -105,7 +105,8 @@ func (j *journal) unput(kind ring2.Kind, payload []byte) {
 }
 
 func (j *journal) unputStep(number uint64, ranges ...ring2.StepRange) {
-	st := ring2.Step{Step: number, Ranges: ranges, Layouts: []ring2.StepLayout{{Layout: 7, Outcome: ring2.ReasonControlFull}}}
+	st := ring2.Step{Step: number, Ranges: ranges,
+		Layouts: []ring2.StepLayout{{Layout: 7, Outcome: ring2.ReasonControlFull}}}
 	j.unput(ring2.KindStep, ring2.AppendStep(nil, st))
 }
 

@@ -27,8 +27,9 @@ func TestEveryRowArrivesUnderItsOwnNameAndTenant(t *testing.T) {
 	e.finish(2)
 	e.bye(w, done)
 	got := w.balanced()
-	if rows := uint64(8*3 + 40*4); got.account.Stored != rows || got.account.Expected != rows || uint64(len(got.vectors)) != rows {
-		t.Errorf("stored %d of %d, want %d", got.account.Stored, got.account.Expected, rows)
+	const rows = 8*3 + 40*4
+	if a := got.account; a.Stored != rows || a.Expected != rows || len(got.vectors) != rows {
+		t.Errorf("stored %d of %d, want %d", a.Stored, a.Expected, rows)
 	}
 	if !got.account.AtRest() || len(got.requests) != 4 {
 		t.Errorf("at rest %v, requests %+v", got.account.AtRest(), got.requests)
@@ -260,14 +261,15 @@ func TestAmendmentsAndRequestsArePublished(t *testing.T) {
 	e := newEngine(s, testEntries)
 	done := w.attach(s)
 	open := ring2.RequestOpen{Number: 1, ExternalID: "req-1", EngineID: "cmpl", Sample: 2, Tenant: "acme", Adapter: "lora",
-		TraceParent: "00-1", OptIn: true, PromptTokens: 3, MaxTokens: 9, OpenWallNS: 77, Labels: []ring2.Label{{Key: "a", Value: "b"}}}
+		TraceParent: "00-1", OptIn: true, PromptTokens: 3, MaxTokens: 9, OpenWallNS: 77,
+		Labels: []ring2.Label{{Key: "a", Value: "b"}}}
 	s.put(ring2.KindRequestOpen, ring2.AppendRequestOpen(nil, open))
 	e.step(prefill(1, 3))
 	s.put(ring2.KindAmend, ring2.AppendAmend(nil, ring2.Amend{Step: 0, Ranges: []ring2.AmendRange{
 		{Number: 1, Position: 1, Count: 1, Verdict: ring2.VerdictAccepted},
 		{Number: 1, Position: 2, Count: 1, Verdict: ring2.VerdictRejected}}}))
-	s.put(ring2.KindRequestEnd, ring2.AppendRequestEnd(nil, ring2.RequestEnd{Number: 1, PromptTokens: 3, GeneratedTokens: 4,
-		CachedTokens: 1, Passes: 2, Reason: ring2.FinishDetector, EndWallNS: 99}))
+	s.put(ring2.KindRequestEnd, ring2.AppendRequestEnd(nil, ring2.RequestEnd{Number: 1, PromptTokens: 3,
+		GeneratedTokens: 4, CachedTokens: 1, Passes: 2, Reason: ring2.FinishDetector, EndWallNS: 99}))
 	e.bye(w, done)
 	got := w.balanced()
 	if len(got.requests) != 2 {
