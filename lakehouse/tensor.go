@@ -115,7 +115,7 @@ func (l *Lake) Tensor(ctx context.Context, q TensorQuery) (*Tensor, error) {
 	}
 	state := &Lake{dir: l.dir} // of one commit, whatever Refresh does meanwhile
 	state.state.Store(l.state.Load())
-	c := &collector{q: q, rows: map[rowKey]tensorRow{}}
+	c := &collector{q: q, rows: map[rowKey]tensorRow{}, ranks: map[Sequence]rank{}}
 	if err := c.collect(ctx, state); err != nil {
 		return nil, fmt.Errorf("read a tensor: %w", err)
 	}
@@ -160,7 +160,14 @@ type collector struct {
 	q       TensorQuery
 	rows    map[rowKey]tensorRow
 	bytes   int
-	request Request // merged events of the sequence
+	ranks   map[Sequence]rank // that computed the rows
+	request Request           // merged events of the sequence
+}
+
+// rank is one process of an engine. Each has epochs of its own.
+type rank struct {
+	engine string
+	rank   int
 }
 
 func (c *collector) query() Query {
@@ -173,7 +180,8 @@ func (c *collector) wants(position int32) bool {
 	return int(position) >= c.q.From && (c.q.To == 0 || int(position) < c.q.To)
 }
 
-func (c *collector) add(k rowKey, r tensorRow) error {
+func (c *collector) add(k rowKey, o *table.Origin, r tensorRow) error {
+	c.ranks[k.sequence] = rank{o.Engine, o.Rank}
 	if !c.wants(k.position) {
 		return nil
 	}
@@ -186,28 +194,30 @@ func (c *collector) add(k rowKey, r tensorRow) error {
 
 func (c *collector) collect(ctx context.Context, l *Lake) error {
 	err := l.Vectors(ctx, c.query(), func(v *Vector) error {
-		return c.add(rowKey{Sequence{v.Epoch, v.Number}, v.Position, v.Pass},
+		return c.add(rowKey{Sequence{v.Epoch, v.Number}, v.Position, v.Pass}, &v.Origin,
 			tensorRow{v.Raw, v.DType, v.Shape, v.Ragged, v.ShardCount})
 	})
 	if err != nil || c.q.Hook != tokenHook {
 		return err
 	}
 	return l.Tokens(ctx, c.query(), func(t *Token) error {
-		return c.add(rowKey{Sequence{t.Epoch, t.Number}, t.Position, t.Pass},
-			tensorRow{binary.LittleEndian.AppendUint32(nil, uint32(t.TokenID)), "i32", nil, false, t.ShardCount})
+		return c.add(rowKey{Sequence{t.Epoch, t.Number}, t.Position, t.Pass}, &t.Origin, tensorRow{
+			binary.LittleEndian.AppendUint32(nil, uint32(t.TokenID)), "i32", nil, false, t.ShardCount})
 	})
 }
 
 // sequence finds the one sequence that is asked for, by its rows and by the events
-// of its request.
+// of its request. Other ranks of the same engine know the request too.
 func (c *collector) sequence(ctx context.Context, l *Lake) (Sequence, error) {
 	found := map[Sequence]*Request{}
-	for k := range c.rows {
-		found[k.sequence] = nil
+	for s := range c.ranks {
+		found[s] = nil
 	}
 	q := Query{Request: c.q.Request, Sample: &c.q.Sample, Epoch: c.q.Epoch, Number: c.q.Number}
 	err := l.Requests(ctx, q, func(r *Request) error {
-		found[Sequence{r.Epoch, r.Number}] = r
+		if s := (Sequence{r.Epoch, r.Number}); !c.otherRank(s, rank{r.Engine, r.Rank}) {
+			found[s] = r
+		}
 		return nil
 	})
 	if err != nil {
@@ -226,6 +236,20 @@ func (c *collector) sequence(ctx context.Context, l *Lake) (Sequence, error) {
 		c.request = *r
 	}
 	return all[0], nil
+}
+
+// otherRank reports whether a request without rows is the same one as one with
+// rows, seen by another rank of its engine.
+func (c *collector) otherRank(s Sequence, of rank) bool {
+	if _, hasRows := c.ranks[s]; hasRows {
+		return false
+	}
+	for _, r := range c.ranks {
+		if r.engine == of.engine && r.rank != of.rank {
+			return true
+		}
+	}
+	return false
 }
 
 // tensor puts the accepted rows together.

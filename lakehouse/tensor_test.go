@@ -248,8 +248,10 @@ func TestWhatIsNotThereListsWhatIs(t *testing.T) {
 
 func TestShardsAreReadOneByOne(t *testing.T) {
 	b := newBuilder(t)
-	for shard := range 2 {
-		h := header(1)
+	for shard := range 2 { // each from a rank of its own, and both ranks know the request
+		h := header(uint64(1 + shard))
+		h.Rank = shard
+		b.add(schema.EncodeRequests(h, []schema.RequestRow{{Seq: 1, Event: schema.EventOpen, Number: 1, Request: "r"}}))
 		h.Hook, h.Layer, h.Shard, h.ShardCount, h.DType = "h", 2, shard, 2, "u8"
 		b.vectorsOf(h, row(0, byte(shard)))
 	}
