@@ -4,7 +4,6 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"sonde/bus/bustest"
@@ -67,14 +66,13 @@ func checkGolden(t *testing.T) {
 	if err := counted.Total.Balance(); err != nil || counted.Total.InFlight > 0 {
 		t.Errorf("the agent counted %+v, %v", counted.Total, err)
 	}
-	got := "messages " + messagesOf(b) + "\nrows " + rowsOf(t, b) + "\nlake " + lakeOf(t, b) + "\n"
+	got := "What the agent publishes:\n" + messagesOf(b) + "\nIts rows, however they are batched:\n" + rowsOf(t, b) +
+		"\nThe tables of the lake:\n" + lakeOf(t, b)
 	if *update {
 		mustWrite(t, goldenDigests, []byte(got))
 	}
 	want := string(mustRead(t, goldenDigests))
-	for i, line := range strings.Split(want, "\n") {
-		if have := strings.Split(got, "\n")[i]; have != line {
-			t.Errorf("got  %s\nwant %s\nwhen the change is meant: go test ./recording -run Golden -update", have, line)
-		}
+	if got != want {
+		t.Errorf("got\n%swant\n%swhen the change is meant: go test ./recording -run Golden -update", got, want)
 	}
 }

@@ -185,7 +185,8 @@ func endOf(err error) End {
 // startOf describes a session at its beginning. Claim and counters are read at one
 // moment of the writer, or as close to one as a busy writer allows.
 func startOf(s Source, recorder string) Start {
-	start := Start{Recorder: recorder, AttachedNS: time.Now().UnixNano(), Ring: ringOf(s.Config()), Release: s.ReleaseSeq()}
+	start := Start{Recorder: recorder, AttachedNS: time.Now().UnixNano(), Ring: ringOf(s.Config()),
+		Release: s.ReleaseSeq()}
 	for try := 0; ; try++ {
 		start.Claim = s.ClaimSeq()
 		start.Counters = countersOf(s.Producer())

@@ -67,7 +67,9 @@ func Open(dir string) (*Recording, error) {
 		}
 		r.Sessions = append(r.Sessions, s)
 	}
-	slices.SortStableFunc(r.Sessions, func(a, b *Session) int { return cmp.Compare(a.Start.AttachedNS, b.Start.AttachedNS) })
+	slices.SortStableFunc(r.Sessions, func(a, b *Session) int {
+		return cmp.Compare(a.Start.AttachedNS, b.Start.AttachedNS)
+	})
 	return r, nil
 }
 

@@ -102,12 +102,13 @@ func (s *tee) Next(ctx context.Context, dst []ring2.Record) ([]ring2.Record, err
 	return dst, err
 }
 
+var everywhere = producer.Layers{All: true}
+
 // goldenPolicy leaves some rows as tensors, some as figures, and some out.
 var goldenPolicy = producer.Policy{Mode: producer.Complete, Rules: []producer.Rule{
-	{Name: "figures", Hooks: []string{"ln*", "mlp_*"}, Layers: producer.Layers{All: true}, As: producer.AsStats, Stride: 2},
-	{Name: "few", Hooks: []string{"z"}, Layers: producer.Layers{All: true}, Requests: producer.Requests{Tenants: []string{"nobody"}}},
-	{Name: "vectors", Hooks: []string{"resid_*", "q", "k", "v", "pattern", "token_ids", "final_*"},
-		Layers: producer.Layers{All: true}},
+	{Name: "figures", Hooks: []string{"ln*", "mlp_*"}, Layers: everywhere, As: producer.AsStats, Stride: 2},
+	{Name: "few", Hooks: []string{"z"}, Layers: everywhere, Requests: producer.Requests{Tenants: []string{"nobody"}}},
+	{Name: "vectors", Hooks: []string{"resid_*", "q", "k", "v", "pattern", "token_ids", "final_*"}, Layers: everywhere},
 }}
 
 // attach has an agent read a session to its end, onto a bus. Batches close by size
@@ -123,37 +124,30 @@ func attach(t testing.TB, b *bustest.Bus, s producer.Session) producer.Snapshot 
 	return agent.Snapshot()
 }
 
-// digest is a hash of lines that does not depend on their order, and their number
-// by first word.
-type digest struct {
-	lines []string
-	kinds map[string]int
+// digest hashes lines by kind. It does not depend on their order.
+type digest map[string][]string
+
+func (d digest) add(kind, format string, args ...any) {
+	d[kind] = append(d[kind], fmt.Sprintf(format, args...))
 }
 
-func (d *digest) add(kind, format string, args ...any) {
-	if d.kinds == nil {
-		d.kinds = map[string]int{}
+// String is one line for each kind.
+func (d digest) String() string {
+	out := ""
+	for _, kind := range slices.Sorted(maps.Keys(d)) {
+		slices.Sort(d[kind])
+		h := sha256.New()
+		for _, line := range d[kind] {
+			fmt.Fprintln(h, line)
+		}
+		out += fmt.Sprintf("%-9s %4d %s\n", kind, len(d[kind]), hex.EncodeToString(h.Sum(nil)))
 	}
-	d.kinds[kind]++
-	d.lines = append(d.lines, kind+" "+fmt.Sprintf(format, args...))
-}
-
-func (d *digest) String() string {
-	slices.Sort(d.lines)
-	h := sha256.New()
-	for _, line := range d.lines {
-		fmt.Fprintln(h, line)
-	}
-	var out []string
-	for _, kind := range slices.Sorted(maps.Keys(d.kinds)) {
-		out = append(out, fmt.Sprintf("%s %d", kind, d.kinds[kind]))
-	}
-	return hex.EncodeToString(h.Sum(nil)) + ": " + strings.Join(out, ", ")
+	return out
 }
 
 // messagesOf hashes what the agent published: subjects, identities and bytes.
 func messagesOf(b *bustest.Bus) string {
-	var d digest
+	d := digest{}
 	for _, m := range b.Messages() {
 		d.add("message", "%s %x", m.Subject, sha256.Sum256(m.Data))
 	}
@@ -164,7 +158,7 @@ func messagesOf(b *bustest.Bus) string {
 // were put into messages.
 func rowsOf(t testing.TB, b *bustest.Bus) string {
 	t.Helper()
-	var d digest
+	d := digest{}
 	for _, m := range b.Messages() {
 		batch, err := schema.Decode(m.Data)
 		if err != nil {
@@ -212,7 +206,7 @@ func lakeOf(t testing.TB, b *bustest.Bus) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var d digest
+	d := digest{}
 	all, ctx := lakehouse.Query{}, t.Context()
 	err = errors.Join(
 		lake.Requests(ctx, all, func(r *lakehouse.Request) error { d.add("requests", "%+v", *r); return nil }),
@@ -267,13 +261,13 @@ func TestReplayEqualsTheLiveRun(t *testing.T) {
 	}
 	again := attach(t, replayBus, reader)
 	if got, want := rowsOf(t, replayBus), rowsOf(t, liveBus); got != want || !strings.Contains(want, "vectors") {
-		t.Errorf("rows of the replay: %s\nrows of the run:    %s", got, want)
+		t.Errorf("rows of the replay:\n%srows of the run:\n%s", got, want)
 	}
 	if got, want := messagesOf(replayBus), messagesOf(liveBus); got != want {
-		t.Errorf("messages of the replay: %s\nmessages of the run:    %s", got, want)
+		t.Errorf("messages of the replay:\n%smessages of the run:\n%s", got, want)
 	}
 	if got, want := lakeOf(t, replayBus), lakeOf(t, liveBus); got != want {
-		t.Errorf("lake of the replay: %s\nlake of the run:    %s", got, want)
+		t.Errorf("lake of the replay:\n%slake of the run:\n%s", got, want)
 	}
 	if fmt.Sprint(again) != fmt.Sprint(counted) || counted.Total.Acknowledged == 0 || counted.Total.Balance() != nil {
 		t.Errorf("the agent counted %+v, and %+v in the replay", counted.Total, again.Total)

@@ -249,7 +249,8 @@ func (r *Ring) stepOf(g *ring2.Glance) (*ring2.Step, int) {
 }
 
 // figures computes those of one entry's rows, of one request alone when it is named.
-func (r *Ring) figures(e *ring2.LayoutEntry, rows *ring2.EntryRows, step *ring2.Step, layout int, request string) Stats {
+func (r *Ring) figures(e *ring2.LayoutEntry, rows *ring2.EntryRows, step *ring2.Step, layout int,
+	request string) Stats {
 	s := Stats{Hook: e.Hook, Layer: e.Layer, DType: e.DType.String()}
 	at := 0
 	for i := range step.Ranges {

@@ -114,8 +114,8 @@ func (r *Record) lines() []string {
 	if !r.Released {
 		kind += "*"
 	}
-	out := []string{fmt.Sprintf("%10d  %-12s %6s %7s %6s %10d  %s", r.Seq, kind, ageText(r.captureNS), number(r.Step, r.hasStep()),
-		number(uint64(r.Rows), r.Rows > 0), r.Bytes, r.what())}
+	out := []string{fmt.Sprintf("%10d  %-12s %6s %7s %6s %10d  %s", r.Seq, kind, ageText(r.captureNS),
+		number(r.Step, r.hasStep()), number(uint64(r.Rows), r.Rows > 0), r.Bytes, r.what())}
 	for _, s := range r.Stats {
 		name := s.Hook
 		if s.Layer >= 0 {

@@ -243,8 +243,9 @@ func TestFiltersShowWhatWasAskedForAlone(t *testing.T) {
 		"layer":   {Filter{Layer: &two}, "layout capture", "resid_post/2", 3, (math.Sqrt(12) + 4 + 8) / 3},
 		"none":    {Filter{Layer: &none}, "layout capture", "logits", 1, 0},
 		"request": {Filter{Request: "r-2"}, "request_open step capture", "resid_post/1 resid_post/2 logits", 1, 4},
-		"both":    {Filter{Hook: "resid_post", Layer: &two, Request: "r-1"}, "capture", "resid_post/2", 2, (math.Sqrt(12) + 4) / 2},
-		"nobody":  {Filter{Request: "r-3"}, "", "", 0, 0},
+		"both": {Filter{Hook: "resid_post", Layer: &two, Request: "r-1"}, "capture", "resid_post/2", 2,
+			(math.Sqrt(12) + 4) / 2},
+		"nobody": {Filter{Request: "r-3"}, "", "", 0, 0},
 	} {
 		_, records := r.once(Options{Filter: c.f, Stats: true})
 		var kinds []string
