@@ -145,10 +145,23 @@ func judge(ctx context.Context, pipe *fleet.Pipeline, rows int) error {
 	if err != nil {
 		return err
 	}
+	metrics, err := pipe.AgentMetrics()
+	if err != nil {
+		return err
+	}
+	pending, err := oracle.Pending(ctx, pipe.BusURL(), pipe.Lake)
+	if err != nil {
+		return err
+	}
 	if err := pipe.StopAll(); err != nil {
 		return err
 	}
+	laws := oracle.LawsOf(metrics, account, pending)
 	fmt.Print(account)
+	fmt.Println("live:", laws)
+	if err := laws.Err(); err != nil {
+		return err
+	}
 	report, err := oracle.CompareWithWitness(ctx, os.Stdout, pipe.Lake, pipe.Witness)
 	if err != nil {
 		return err

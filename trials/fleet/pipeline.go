@@ -20,7 +20,7 @@ type Pipeline struct {
 	Dir, Lake, State, Witness, Config string
 	Engine, Agent, Materializer, Bus  *Process
 
-	engineAddress, agentAddress, agentConfig string
+	engineAddress, agentAddress, busAddress, agentConfig string
 }
 
 // Options of a pipeline.
@@ -68,7 +68,7 @@ func NewPipeline(o Options) (*Pipeline, error) {
 		}
 		addresses[i] = address
 	}
-	p.engineAddress, p.agentAddress = addresses[0], addresses[1]
+	p.engineAddress, p.agentAddress, p.busAddress = addresses[0], addresses[1], addresses[2]
 	rules := o.Rules
 	if rules == "" {
 		rules = everyRow
@@ -78,7 +78,7 @@ func NewPipeline(o Options) (*Pipeline, error) {
 	// Only the agent serves metrics: the roles share one machine, and so its ports.
 	p.agentConfig = filepath.Join(o.Dir, "agent.yaml")
 	for file, http := range map[string]string{p.Config: "", p.agentConfig: p.agentAddress} {
-		text := fmt.Sprintf(configTemplate, o.Dir, addresses[2], socket, rules, max(o.CommitMS, 10), http)
+		text := fmt.Sprintf(configTemplate, o.Dir, p.busAddress, socket, rules, max(o.CommitMS, 10), http)
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return nil, fmt.Errorf("write the configuration of the trial: %w", err)
 		}
@@ -96,6 +96,9 @@ func NewPipeline(o Options) (*Pipeline, error) {
 
 // EngineURL is the base address of the engine's HTTP interface.
 func (p *Pipeline) EngineURL() string { return "http://" + p.engineAddress }
+
+// BusURL is where the broker of the pipeline listens.
+func (p *Pipeline) BusURL() string { return "nats://" + p.busAddress }
 
 // Start starts all processes and waits until the engine answers.
 func (p *Pipeline) Start(ctx context.Context) error {

@@ -141,15 +141,23 @@ func settle(ctx context.Context, pipe *fleet.Pipeline) error {
 	if err != nil {
 		return err
 	}
+	pending, err := oracle.Pending(ctx, pipe.BusURL(), pipe.Lake)
+	if err != nil {
+		return err
+	}
 	if err := pipe.StopAll(); err != nil {
 		return err
 	}
 	fmt.Print(account)
+	fmt.Printf("%d messages of the stream are not in the lake\n", pending)
 	if _, err := oracle.CompareWithWitness(ctx, os.Stdout, pipe.Lake, pipe.Witness); err != nil {
 		return err
 	}
 	if err := account.Balance(); err != nil {
 		return fmt.Errorf("the account does not balance: %w", err)
+	}
+	if pending > 0 {
+		return fmt.Errorf("the lake is at rest without the last %d messages of the stream", pending)
 	}
 	return nil
 }
