@@ -40,7 +40,7 @@ Exit code 1: a promise was broken; the report says which.`,
 	c.Flags().StringVar(&o.Out, "out", "data/demo", "folder for dataset and reports; an earlier demo there is replaced")
 	c.Flags().StringVar(&o.Model, "model", "models/trilingual", "folder of the model")
 	c.Flags().StringVar(&o.Detector, "detector", "detectors/german", `folder of the detector; "" runs none`)
-	c.Flags().IntVar(&o.Requests, "requests", 40, "how many prompts to send")
+	c.Flags().IntVar(&o.Requests, "requests", 72, "how many prompts to send")
 	c.Flags().DurationVar(&o.Target, "target", 25*time.Second, "how long to generate")
 	c.Flags().BoolVar(&o.Keep, "keep", false, "keep the bus and the witness of the run")
 	return c

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -31,6 +32,9 @@ type Options struct {
 // pace is the pause after each step. The demo's model takes a few milliseconds a
 // step on any machine; the models that it stands for take ten times as long.
 const pace = 40 * time.Millisecond
+
+// maxBatch is how many sequences the engine computes in one step.
+const maxBatch = 24
 
 // stopLimit bounds each part of the orderly end: the engine's, and the rest of
 // the stream's way into the dataset.
@@ -127,14 +131,11 @@ func (d *demo) run(ctx context.Context) (*Report, []string, error) {
 	}()
 	sampler := startSampler(ctx, func() float64 { return float64(l.tokens.Load()) },
 		func() float64 { return float64(d.pipe.Ledger().Total.Acknowledged) })
-	began, started := time.Now(), false
-	answers, err := l.run(ctx, requests, d.o.Target, func(done, all int) {
-		if !started || d.progress.all != max(all, 1) {
-			d.progress.start(all)
-			started = true
-		}
-		d.progress.update(done, fmt.Sprintf("%d tokens, %d rows stored safely, %d stopped", done,
-			d.pipe.Ledger().Total.Acknowledged, l.stopped.Load()))
+	began := time.Now()
+	d.progress.start(len(requests))
+	answers, err := l.run(ctx, requests, d.o.Target, func() {
+		d.progress.update(int(l.answered.Load()), fmt.Sprintf("%d tokens, %d rows on the bus, %d requests stopped",
+			l.tokens.Load(), d.pipe.Ledger().Total.Acknowledged, l.stopped.Load()))
 	})
 	rates := sampler.rates()
 	if err != nil {
@@ -217,7 +218,7 @@ func (d *demo) start(ctx context.Context) error {
 	}
 	d.engine, err = startChild(ctx, d.folder.path("engine.log"), "engine", "--model", d.o.Model, "--listen", address,
 		"--ring-socket", socket, "--state-dir", d.folder.path("engine-state"), "--witness", d.folder.path("witness"),
-		"--instance", "demo", "--max-batch", "24", "--wait-agent", "30s", "--step-delay", pace.String())
+		"--instance", "demo", "--max-batch", strconv.Itoa(maxBatch), "--wait-agent", "30s", "--step-delay", pace.String())
 	if err != nil {
 		return err
 	}

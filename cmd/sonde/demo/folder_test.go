@@ -82,13 +82,13 @@ func TestChildDiesWithItsContext(t *testing.T) {
 }
 
 func TestLengthFillsTheTime(t *testing.T) {
-	if n := lengthFor(20, 30*time.Second, 10000); n < 400 || n > 600 {
-		t.Errorf("400 tokens/s for 30 s over 32 requests: %d each", n)
+	if n := lengthFor(20, 30*time.Second, 10000, 32); n < 400 || n > 600 {
+		t.Errorf("20 steps/s for 30 s: %d tokens each", n)
 	}
-	if n := lengthFor(20, 30*time.Second, 200); n != 200 {
+	if n := lengthFor(20, 30*time.Second, 200, 32); n != 200 {
 		t.Errorf("the context length bounds it: %d", n)
 	}
-	if n := lengthFor(1, time.Second, 200); n != minTokens {
+	if n := lengthFor(1, time.Second, 200, 32); n != minTokens {
 		t.Errorf("a slow machine still shows something: %d", n)
 	}
 }

@@ -19,20 +19,20 @@ const (
 
 // load sends requests and counts what comes back.
 type load struct {
-	client  *client
-	tokens  atomic.Int64 // pieces of text so far
-	stopped atomic.Int64 // requests that ended before their length, by the detector
-	limit   int          // the context length of the model, less room for a prompt
+	client   *client
+	tokens   atomic.Int64 // pieces of text so far
+	answered atomic.Int64 // requests
+	stopped  atomic.Int64 // requests that ended before their length, by the detector
+	limit    int          // the context length of the model, less room for a prompt
 }
 
 // run sends every request: the scouts, then all others at once, for about the
-// given time. show is called now and then with the tokens done and expected.
-func (l *load) run(ctx context.Context, requests []request, target time.Duration, show func(done, all int)) ([]answer, error) {
+// given time. show is called now and then.
+func (l *load) run(ctx context.Context, requests []request, target time.Duration, show func()) ([]answer, error) {
 	ahead := min(scouts, len(requests)/2)
 	for i := range requests[:ahead] {
 		requests[i].MaxTokens = scoutTokens
 	}
-	show(0, ahead*scoutTokens)
 	began := time.Now()
 	answers, err := l.send(ctx, requests[:ahead])
 	if err != nil {
@@ -40,11 +40,10 @@ func (l *load) run(ctx context.Context, requests []request, target time.Duration
 	}
 	took := time.Since(began)
 	rest := requests[ahead:]
-	each := lengthFor(float64(scoutTokens)/took.Seconds(), target-took, l.limit)
+	each := lengthFor(float64(scoutTokens)/took.Seconds(), target-took, l.limit, len(rest))
 	for i := range rest {
 		rest[i].MaxTokens = each
 	}
-	all := int(l.tokens.Load()) + each*len(rest)
 	done := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -55,7 +54,7 @@ func (l *load) run(ctx context.Context, requests []request, target time.Duration
 			case <-done:
 				return
 			case <-tick.C:
-				show(int(l.tokens.Load()), all)
+				show()
 			}
 		}
 	})
@@ -66,11 +65,12 @@ func (l *load) run(ctx context.Context, requests []request, target time.Duration
 }
 
 // lengthFor is the number of tokens per request that fills the time: a sequence
-// gets one token a step, whatever else is in the step. Full steps are slower than
-// those of the few scouts.
-func lengthFor(stepsPerS float64, target time.Duration, limit int) int {
-	const fullerSteps = 0.85
-	return min(max(int(stepsPerS*fullerSteps*target.Seconds()), minTokens), limit)
+// gets one token a step, whatever else is in the step, and maxBatch sequences run
+// at once. A third of the requests is stopped early.
+func lengthFor(stepsPerS float64, target time.Duration, limit, requests int) int {
+	const fullerSteps = 0.85 // as fast as those of the few scouts
+	waves := max(1, float64(requests)*2/3/maxBatch)
+	return min(max(int(stepsPerS*fullerSteps*target.Seconds()/waves), minTokens), limit)
 }
 
 // send sends requests all at once and waits for every answer. The first error
@@ -87,6 +87,7 @@ func (l *load) send(ctx context.Context, requests []request) ([]answer, error) {
 				cancel(err)
 				return
 			}
+			l.answered.Add(1)
 			if got.Reason != "length" && got.Reason != "stop" {
 				l.stopped.Add(1)
 			}

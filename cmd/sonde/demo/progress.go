@@ -43,7 +43,7 @@ func (p *progress) phase(format string, args ...any) {
 	fmt.Fprintf(p.out, format+"\n", args...)
 }
 
-// start begins a bar of so many tokens.
+// start begins a bar of so many requests.
 func (p *progress) start(all int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -55,7 +55,7 @@ func (p *progress) start(all int) {
 	}
 }
 
-// update shows tokens done and a line of live figures.
+// update shows requests answered and a line of live figures.
 func (p *progress) update(done int, figures string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
