@@ -10,6 +10,20 @@ import (
 	"sonde/schema"
 )
 
+// ask sends an abort command as a detector does.
+func (w *world) ask(tenant string, command []byte) schema.AbortReply {
+	w.Helper()
+	data, err := w.bus.Request(deadline(w.T), schema.AbortSubject(tenant, "engine", 0), command)
+	if err != nil {
+		w.Fatal(err)
+	}
+	reply, err := schema.ParseAbortReply(data)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return reply
+}
+
 func TestAnAbortReachesTheRequestThatItMeansAndNoOther(t *testing.T) {
 	w := newWorld(t, Options{Policy: everything()})
 	s := newFakeSession()
@@ -28,18 +42,6 @@ func TestAnAbortReachesTheRequestThatItMeansAndNoOther(t *testing.T) {
 	e.open(3, "acme", 1)
 	e.finish(3)
 	until(t, "all is read", func() bool { return s.ReleaseSeq() == 6 })
-	ask := func(tenant string, rank int, command []byte) schema.AbortReply {
-		t.Helper()
-		data, err := w.bus.Request(deadline(t), schema.AbortSubject(tenant, "engine", rank), command)
-		if err != nil {
-			t.Fatal(err)
-		}
-		reply, err := schema.ParseAbortReply(data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return reply
-	}
 	command := schema.AbortCommand{Epoch: testEpoch, Number: 1, Sample: 2, EngineID: "engine-1", Position: 9,
 		ExpiresWallNS: time.Now().UnixNano() + 1e9, AlertID: "a"}
 	with := func(change func(*schema.AbortCommand)) []byte {
@@ -47,7 +49,7 @@ func TestAnAbortReachesTheRequestThatItMeansAndNoOther(t *testing.T) {
 		change(&c)
 		return c.Encode()
 	}
-	if r := ask("acme", 0, command.Encode()); r.Outcome != schema.AbortStopped || r.FinalLength != 17 {
+	if r := w.ask("acme", command.Encode()); r.Outcome != schema.AbortStopped || r.FinalLength != 17 {
 		t.Errorf("reply %+v", r)
 	}
 	want := ring2.Abort{Epoch: testEpoch, Number: 1, Sample: 2, EngineID: "engine-1", Position: 9,
@@ -60,17 +62,17 @@ func TestAnAbortReachesTheRequestThatItMeansAndNoOther(t *testing.T) {
 		"another tenant's":        with(func(c *schema.AbortCommand) { c.Number = 2 }),
 		"a number that never was": with(func(c *schema.AbortCommand) { c.Number = 77 }),
 	} {
-		if r := ask("acme", 0, data); r.Outcome != schema.AbortUnknown {
+		if r := w.ask("acme", data); r.Outcome != schema.AbortUnknown {
 			t.Errorf("%s: %+v", name, r)
 		}
 	}
-	if r := ask("acme", 0, []byte("nonsense")); r.Outcome != schema.AbortError || r.Error == "" {
+	if r := w.ask("acme", []byte("nonsense")); r.Outcome != schema.AbortError || r.Error == "" {
 		t.Errorf("nonsense: %+v", r)
 	}
 	if len(asked) != 1 {
 		t.Errorf("the engine was asked %+v", asked)
 	}
-	if r := ask("acme", 0, with(func(c *schema.AbortCommand) { c.Number = 3 })); r.Outcome != schema.AbortError {
+	if r := w.ask("acme", with(func(c *schema.AbortCommand) { c.Number = 3 })); r.Outcome != schema.AbortError {
 		t.Errorf("an engine that is gone: %+v", r)
 	}
 	served := schema.AbortSubject("acme", "engine", 0)
@@ -80,7 +82,7 @@ func TestAnAbortReachesTheRequestThatItMeansAndNoOther(t *testing.T) {
 		}
 	}
 	e.bye(w, done)
-	if r := ask("acme", 0, command.Encode()); r.Outcome != schema.AbortUnknown {
+	if r := w.ask("acme", command.Encode()); r.Outcome != schema.AbortUnknown {
 		t.Errorf("after the end: %+v", r)
 	}
 	w.stop()

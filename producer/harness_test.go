@@ -203,15 +203,23 @@ func prefill(number uint64, count uint32) ring2.StepRange {
 }
 
 // step is a STEP record with one capture of the layout.
-func (e *engine) step(ranges ...ring2.StepRange) {
+func (e *engine) step(ranges ...ring2.StepRange) { e.stepBut(func(*ring2.Record) {}, ranges...) }
+
+// stepBut is a step whose capture is changed. Without a kind it is lost.
+func (e *engine) stepBut(change func(*ring2.Record), ranges ...ring2.StepRange) {
 	seq := e.s.ClaimSeq()
 	st := ring2.Step{Step: e.steps, Ranges: ranges,
 		Layouts: []ring2.StepLayout{{Layout: e.layout.ID, CaptureSeq: seq + 1}}}
 	e.steps++
 	e.s.put(ring2.KindStep, ring2.AppendStep(nil, st))
 	e.s.set(func() {
-		e.s.records = append(e.s.records, e.capture(&st))
 		e.s.claim++
+		c := e.capture(&st)
+		if change(&c); c.Kind == 0 {
+			e.s.lost = append(e.s.lost, seq+1)
+			return
+		}
+		e.s.records = append(e.s.records, c)
 	})
 }
 
@@ -303,9 +311,39 @@ func (w *world) await(done <-chan struct{}) {
 	}
 }
 
+// coverage is what the messages of a chain cover: everything below a watermark, and
+// spans above it.
+type coverage struct {
+	mark  schema.Cursor
+	spans [][2]schema.Cursor
+}
+
+func (c *coverage) covers(at schema.Cursor) bool {
+	return at.Less(c.mark) || slices.ContainsFunc(c.spans, func(s [2]schema.Cursor) bool {
+		return !at.Less(s[0]) && at.Less(s[1])
+	})
+}
+
+func (c *coverage) add(from, to schema.Cursor) {
+	c.spans = append(c.spans, [2]schema.Cursor{from, to})
+	for joined := true; joined; {
+		joined = false
+		c.spans = slices.DeleteFunc(c.spans, func(s [2]schema.Cursor) bool {
+			if c.mark.Less(s[0]) {
+				return false
+			}
+			if c.mark.Less(s[1]) {
+				c.mark, joined = s[1], true
+			}
+			return true
+		})
+	}
+}
+
 // stored is what a consumer keeps of the stream.
 type stored struct {
 	seen     map[string]string // by chain and (seq, row)
+	chains   map[schema.ChainKey]*coverage
 	tenants  map[string]string // of requests
 	facts    []ledger.Fact
 	rows     []ledger.Row
@@ -320,15 +358,22 @@ type stored struct {
 // its identity says, and accounts for every row.
 func (w *world) consume() *stored {
 	w.Helper()
-	out := &stored{vectors: map[string]schema.VectorRow{}, seen: map[string]string{}, tenants: map[string]string{}}
+	out := &stored{vectors: map[string]schema.VectorRow{}, seen: map[string]string{}, tenants: map[string]string{},
+		chains: map[schema.ChainKey]*coverage{}}
 	for _, d := range w.bus.Messages() {
 		m, err := schema.Decode(d.Data)
 		if err != nil {
 			w.Fatal(err)
 		}
-		for i := range m.Len() {
-			w.take(out, m, i)
+		c := out.chains[m.Header.Chain()]
+		if c == nil {
+			c = &coverage{}
+			out.chains[m.Header.Chain()] = c
 		}
+		for i := range m.Len() {
+			w.take(out, c, m, i)
+		}
+		c.add(m.Header.Prev, m.Header.Last())
 	}
 	slices.SortStableFunc(out.facts, func(a, b ledger.Fact) int { return isLayout(b) - isLayout(a) })
 	b := ledger.NewBuilder()
@@ -345,7 +390,7 @@ func (w *world) consume() *stored {
 }
 
 // take takes row i of a message, unless it is a copy.
-func (w *world) take(out *stored, m *schema.Batch, i int) {
+func (w *world) take(out *stored, c *coverage, m *schema.Batch, i int) {
 	w.Helper()
 	h := &m.Header
 	var at schema.VectorRow
@@ -379,6 +424,9 @@ func (w *world) take(out *stored, m *schema.Batch, i int) {
 		return
 	}
 	out.seen[key] = text
+	if cursor := (schema.Cursor{Seq: at.Seq, Row: at.Row}); c.covers(cursor) {
+		w.Errorf("%s is new, but consumers were told that it is not: they would drop it", key)
+	}
 	switch h.Kind {
 	case schema.KindVectors, schema.KindStats:
 		out.rows = append(out.rows, ledger.Row{Epoch: h.Epoch, Hook: h.Hook, Layer: h.Layer, Shard: h.Shard, Seq: at.Seq,

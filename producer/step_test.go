@@ -160,21 +160,12 @@ func TestDropsAbortsAndLossesAreNamed(t *testing.T) {
 	until(t, "the agent is attached", func() bool { return s.ReleaseSeq() == 2 })
 	e.open(1, "acme", 1)
 	e.dropped(ring2.ReasonNoSpace, decode(1, 0))
-	e.step(decode(1, 1)) // aborted
-	s.set(func() {
-		c := &s.records[len(s.records)-1]
-		c.Flags, c.Payload = ring2.FlagAborted, nil
-	})
-	e.step(decode(1, 2)) // does not fit its layout
-	s.set(func() { c := &s.records[len(s.records)-1]; c.Payload = c.Payload[:len(c.Payload)-5] })
+	e.stepBut(func(c *ring2.Record) { c.Flags, c.Payload = ring2.FlagAborted, nil }, decode(1, 1))
+	e.stepBut(func(c *ring2.Record) { c.Payload = c.Payload[:len(c.Payload)-5] }, decode(1, 2)) // does not fit
 	e.s.put(ring2.KindMissing, ring2.AppendMissing(nil, ring2.Missing{Ranges: []ring2.MissingRange{{Number: 1, Position: 3,
 		Count: 2, Layout: 7, Reason: ring2.ReasonControlFull, Rows: 8, FirstStep: 3, LastStep: 4}}}))
-	e.step(decode(1, 5)) // dies in its copy
-	s.set(func() {
-		s.lost = []uint64{s.claim - 1}
-		s.records = s.records[:len(s.records)-1]
-		s.counters.CapturedRows = 6*4 + 13 // 13 rows that no record names
-	})
+	e.stepBut(func(c *ring2.Record) { c.Kind = 0 }, decode(1, 5)) // dies in its copy
+	s.set(func() { s.counters.CapturedRows = 6*4 + 13 })          // 13 rows that no record names
 	s.end(io.EOF)
 	w.await(done)
 	got := w.balanced()

@@ -33,7 +33,8 @@ const (
 )
 
 var metadataKeys = []string{keyVersion, keyKind, keyTenant, keyEngine, keyRank, keyEpoch, keyHook, keyLayer, keyShard,
-	keyShardCount, keyDType, keyShape, keyRagged, keyModel, keyRevision, keyWeightsDigest, keyQuantisation, keyEngineVersion,
+	keyShardCount, keyDType, keyShape, keyRagged, keyModel, keyRevision, keyWeightsDigest, keyQuantisation,
+	keyEngineVersion,
 	keyPolicyVersion, keyPrev, keySpans}
 
 // metadataValues are the values of h in the order of metadataKeys.
