@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
-	"strconv"
 	"testing"
 	"time"
 
@@ -48,12 +47,18 @@ type libsondeRun struct {
 
 func startLibsonde(t *testing.T, program string, args ...string) *libsondeRun {
 	t.Helper()
-	r := &libsondeRun{command: exec.Command(buildLibsonde(t, program), args...)}
-	r.command.Stdout, r.command.Stderr = &r.stdout, &r.stderr
+	r := prepareLibsonde(t, program, args...)
 	if err := r.command.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = r.command.Process.Kill() }) // it may have ended by itself
+	return r
+}
+
+func prepareLibsonde(t *testing.T, program string, args ...string) *libsondeRun {
+	t.Helper()
+	r := &libsondeRun{command: exec.CommandContext(t.Context(), buildLibsonde(t, program), args...)}
+	r.command.Stdout, r.command.Stderr = &r.stdout, &r.stderr
 	return r
 }
 
@@ -116,14 +121,12 @@ func rowsFill(b []byte, ranges []StepRange, entry int, put bool) (wrong int) {
 
 // libsondeSeen collects what an agent reads of a peer, and checks each row.
 type libsondeSeen struct {
-	t                        *testing.T
-	step                     Step
-	steps                    uint64
-	rows, dropped            uint64 // by their STEPs
-	missing                  uint64
-	aborted, opened, ended   int
-	bye                      bool
-	first, last, nextInOrder uint64
+	t                      *testing.T
+	step                   Step
+	steps, rows            uint64
+	dropped, missing       uint64 // rows that STEPs and MISSING name
+	aborted, opened, ended int
+	bye                    bool
 }
 
 func (s *libsondeSeen) look(r *Record) {
@@ -172,7 +175,6 @@ func (s *libsondeSeen) look(r *Record) {
 	if err != nil {
 		t.Fatalf("record %d: %v", r.Seq, err)
 	}
-	s.last = r.Seq
 }
 
 // read reads and releases until the peer is gone or stop says so.
@@ -359,13 +361,15 @@ func TestTheReaderInCppReadsTheGoWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	const steps = 4000
-	last := make(chan *libsondeRun, 1)
+	dying := [...]*libsondeRun{prepareLibsonde(t, libsondeReader, socket, "die_after=700"),
+		prepareLibsonde(t, libsondeReader, socket, "die_after=1500")}
+	last := prepareLibsonde(t, libsondeReader, socket)
+	started := make(chan error, 1)
 	go func() {
-		for _, after := range [...]int{700, 1500} {
-			r := startLibsonde(t, libsondeReader, socket, "die_after="+strconv.Itoa(after))
-			_ = r.command.Wait() // it kills itself
+		for _, r := range dying {
+			_ = r.command.Run() // it kills itself
 		}
-		last <- startLibsonde(t, libsondeReader, socket)
+		started <- last.command.Start()
 	}()
 	rows := rowsEngine(t, w, steps)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -374,7 +378,10 @@ func TestTheReaderInCppReadsTheGoWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got libsondeRead
-	(<-last).result(t, &got)
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	last.result(t, &got)
 	stats := w.Stats()
 	if stats.Attaches != 3 || stats.RefusedReleases != 0 || stats.CapturedRows != rows+sum(stats.DroppedRows[:]) {
 		t.Errorf("writer counts %+v; it wrote %d rows", stats, rows)
