@@ -13,9 +13,11 @@ import (
 
 // Laws are the two laws at one moment, in rows.
 type Laws struct {
-	Captured, Acknowledged, Dropped, Aborted, Lost, DeadLettered, InFlight uint64 // as the agent counts them, live
-	Stored                                                                 uint64 // in the lake
-	Pending                                                                uint64 // messages that the lake has not taken yet
+	// As the agent counts them, live.
+	Captured, Acknowledged, Dropped, Aborted, Lost, DeadLettered, InFlight uint64
+
+	Stored  uint64 // in the lake
+	Pending uint64 // messages that the lake has not taken yet
 }
 
 // LawsOf reads the live ledger from the agent's metrics, series by name with
@@ -37,7 +39,8 @@ func LawsOf(metrics map[string]float64, a *account.Account, pending uint64) Laws
 
 // Err is an error when a law does not hold at rest.
 func (l Laws) Err() error {
-	if sum := l.Acknowledged + l.Dropped + l.Aborted + l.Lost + l.DeadLettered + l.InFlight; sum != l.Captured || sum == 0 {
+	sum := l.Acknowledged + l.Dropped + l.Aborted + l.Lost + l.DeadLettered + l.InFlight
+	if sum != l.Captured || sum == 0 {
 		return fmt.Errorf("the first law does not hold: %v", l)
 	}
 	if l.Acknowledged != l.Stored || l.Pending != 0 {
@@ -47,9 +50,9 @@ func (l Laws) Err() error {
 }
 
 func (l Laws) String() string {
-	return fmt.Sprintf("captured %d = acknowledged %d + dropped %d + aborted %d + lost %d + dead-lettered %d + in flight %d; "+
-		"acknowledged %d = stored %d + pending (%d messages)", l.Captured, l.Acknowledged, l.Dropped, l.Aborted, l.Lost,
-		l.DeadLettered, l.InFlight, l.Acknowledged, l.Stored, l.Pending)
+	return fmt.Sprintf("captured %d = acknowledged %d + dropped %d + aborted %d + lost %d + dead-lettered %d + "+
+		"in flight %d; acknowledged %d = stored %d + pending (%d messages)", l.Captured, l.Acknowledged, l.Dropped,
+		l.Aborted, l.Lost, l.DeadLettered, l.InFlight, l.Acknowledged, l.Stored, l.Pending)
 }
 
 // Pending counts the messages of the stream that a lake has not taken.

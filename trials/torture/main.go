@@ -21,7 +21,7 @@ import (
 
 func main() {
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "repeat a run by its seed")
-	kills := flag.Int("kills", 400, "how many SIGKILLs to send")
+	kills := flag.Int("kills", 300, "how many SIGKILLs to send")
 	dir := flag.String("dir", "data/torture", "folder of the trial; it is emptied first")
 	binary := flag.String("binary", "build/sonde", "the sonde binary")
 	flag.Parse()
