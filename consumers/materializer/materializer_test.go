@@ -392,6 +392,35 @@ func TestTheStreamIsTrimmedOnlyBehindTheCommit(t *testing.T) {
 	checkStored(t, lake, sources)
 }
 
+func TestNothingIsTrimmedBeforeItIsCommittedEvenWhenNothingIsRetained(t *testing.T) {
+	r := newRandom(t)
+	b, lake := newBus(t), t.TempDir()
+	sources := newSources(r, 1, 40)
+	publish(t, b, shuffled(r, sources, false))
+	o := options(b, lake)
+	o.RetainBytes, o.CommitBytes = 0, 4<<10
+	m := materialize(t, o)
+	checkStored(t, lake, sources)
+	if n := valueOf(t, m.metrics.trimmed); n != 0 {
+		t.Errorf("%v messages were trimmed before they were read", n)
+	}
+}
+
+func TestChainsInOrderAreOneMarkInTheLogWhateverLiesBetweenTheirRows(t *testing.T) {
+	b, lake := newBus(t), t.TempDir()
+	s := gappy(50)
+	prev := schema.Cursor{}
+	for i := range s.rows {
+		publish(t, b, [][]byte{s.message(prev, i, i+1)})
+		prev = schema.Cursor{Seq: s.rows[i].Seq, Row: s.rows[i].Row + 1}
+	}
+	materialize(t, options(b, lake))
+	chains := loadState(t, lake).Chains
+	if got := chains[s.header.Chain().String()]; len(chains) != 1 || got != prev.String() {
+		t.Errorf("chains in the log: %v; want the mark %s", chains, prev)
+	}
+}
+
 func TestMessagesThatWereTrimmedBeforeTheyWereReadAreCounted(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	b, lake := newBus(t), t.TempDir()

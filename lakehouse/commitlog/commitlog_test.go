@@ -318,7 +318,8 @@ func TestSweepTouchesOnlyFilesOfDeadWriters(t *testing.T) {
 		t.Fatal(err)
 	}
 	keep := []string{"vectors/notes.txt", "vectors/my.parquet", "vectors/.tmp-mine", "vectors/.tmp-99-x", "README",
-		"_log/.tmp-claim-young", "vectors/" + dataName("i", 5, 5, 99), "_log/00000000000000000000.json.bak"}
+		"_log/.tmp-claim-young", "vectors/" + dataName("i", 5, 5, 99),
+		"vectors/" + dataName("i", 6, 6, w.State().Version+1), "_log/00000000000000000000.json.bak"}
 	gone := []string{"vectors/.tmp-1-x", "ledger/.tmp-0-y", "_log/.tmp-1-z", "_log/.tmp-claim-old",
 		"vectors/" + dataName("i", 1, 1, 0), "ledger/" + dataName("j", 1, 1, 1)}
 	for _, name := range append(slices.Clone(keep), gone...) {
