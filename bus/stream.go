@@ -14,12 +14,12 @@ import (
 // dedupeWindow is how long the broker knows message ids.
 const dedupeWindow = 2 * time.Minute
 
-func (n *NATS) streamConfig() jetstream.StreamConfig {
-	maxBytes := n.o.MaxBytes
+func (o *NATSOptions) streamConfig() jetstream.StreamConfig {
+	maxBytes := o.MaxBytes
 	if maxBytes == 0 {
 		maxBytes = -1
 	}
-	return jetstream.StreamConfig{Name: n.o.Stream, Subjects: []string{Subjects}, Retention: jetstream.LimitsPolicy,
+	return jetstream.StreamConfig{Name: o.Stream, Subjects: []string{Subjects}, Retention: jetstream.LimitsPolicy,
 		Discard: jetstream.DiscardNew, Storage: jetstream.FileStorage, MaxBytes: maxBytes, MaxMsgs: -1, MaxMsgsPerSubject: -1,
 		MaxMsgSize: -1, MaxConsumers: -1, Replicas: 1, Duplicates: dedupeWindow}
 }
@@ -29,7 +29,7 @@ func (n *NATS) streamConfig() jetstream.StreamConfig {
 func (n *NATS) ensureStream(ctx context.Context, c *connection) (*jetstream.StreamInfo, error) {
 	s, err := c.js.Stream(ctx, n.o.Stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		if s, err = c.js.CreateStream(ctx, n.streamConfig()); err == nil {
+		if s, err = c.js.CreateStream(ctx, n.o.streamConfig()); err == nil {
 			n.log.Info("made the stream", "stream", n.o.Stream, "max_bytes", n.o.MaxBytes)
 			return s.CachedInfo(), nil
 		}
@@ -52,14 +52,8 @@ func permanentAnswer(err error) error {
 	return err
 }
 
-// checkStream compares a stream with what this program would have made. It
-// refuses one that loses messages by itself, and reports other differences.
-func (n *NATS) checkStream(ctx context.Context, c *connection) error {
-	info, err := n.ensureStream(ctx, c)
-	if err != nil {
-		return err
-	}
-	have, want := info.Config, n.streamConfig()
+// losses lists why a stream would lose messages or order by itself.
+func losses(have, want jetstream.StreamConfig) []string {
 	var wrong []string
 	add := func(bad bool, what string) {
 		if bad {
@@ -74,7 +68,18 @@ func (n *NATS) checkStream(ctx context.Context, c *connection) error {
 	add(have.NoAck, "no_ack is set")
 	add(len(have.Subjects) != 1 || have.Subjects[0] != Subjects, fmt.Sprintf("subjects are %q, not %q", have.Subjects,
 		Subjects))
-	if len(wrong) > 0 {
+	return wrong
+}
+
+// checkStream compares a stream with what this program would have made. It
+// refuses one that loses messages by itself, and reports other differences.
+func (n *NATS) checkStream(ctx context.Context, c *connection) error {
+	info, err := n.ensureStream(ctx, c)
+	if err != nil {
+		return err
+	}
+	have, want := info.Config, n.o.streamConfig()
+	if wrong := losses(have, want); len(wrong) > 0 {
 		return errPermanent{fmt.Errorf("stream %s would lose messages or order: %s; change the stream, or name another one",
 			n.o.Stream, strings.Join(wrong, "; "))}
 	}
@@ -113,13 +118,18 @@ func (n *NATS) Info(ctx context.Context) (info StreamInfo, err error) {
 }
 
 func (n *NATS) infoOf(i *jetstream.StreamInfo) StreamInfo {
+	out := describeStream(i)
+	n.metrics.saw(out)
+	return out
+}
+
+func describeStream(i *jetstream.StreamInfo) StreamInfo {
 	out := StreamInfo{Name: i.Config.Name, Incarnation: strconv.FormatInt(i.Created.UnixNano(), 16),
 		First: i.State.FirstSeq, Last: i.State.LastSeq, Messages: i.State.Msgs, Bytes: i.State.Bytes,
 		MaxBytes: uint64(max(0, i.Config.MaxBytes))}
 	if out.Messages == 0 {
 		out.First = out.Last + 1
 	}
-	n.metrics.saw(out)
 	return out
 }
 

@@ -30,7 +30,7 @@ func (p *Pipeline) openBus(ctx context.Context) error {
 			return errors.New("start the role bus: bus.url names a broker of your own, so there is nothing to run here")
 		}
 		var err error
-		if o.URL, err = withLogin(*c); err != nil {
+		if o.URL, err = BrokerURL(*c); err != nil {
 			return err
 		}
 		o.MaxBytes = 0 // The owner of the broker bounds its streams.
@@ -42,11 +42,11 @@ func (p *Pipeline) openBus(ctx context.Context) error {
 			return err
 		}
 		o.Embedded = p.server
-	case c.Embedded.Listen == "":
-		return fmt.Errorf("reach the bus: role %s needs the bus of another process, and bus.embedded.listen is empty; "+
-			"set it to an address, or bus.url to a broker", strings.Join(p.o.Roles, ","))
 	default:
-		o.URL = "nats://" + c.Embedded.Listen
+		var err error
+		if o.URL, err = BrokerURL(*c); err != nil {
+			return fmt.Errorf("start %s: %w", strings.Join(p.o.Roles, ","), err)
+		}
 	}
 	p.health.set("bus", func() string { return "not connected yet" })
 	b, err := bus.OpenNATS(ctx, o)
@@ -61,6 +61,19 @@ func (p *Pipeline) openBus(ctx context.Context) error {
 		return ""
 	})
 	return nil
+}
+
+// BrokerURL is where another process than that of the role bus reaches the broker,
+// with user and password in it.
+func BrokerURL(c config.Bus) (string, error) {
+	switch {
+	case c.URL != "":
+		return withLogin(c)
+	case c.Embedded.Listen == "":
+		return "", errors.New("reach the bus: it is in another process, and bus.embedded.listen is empty; " +
+			"set it to an address, or bus.url to a broker")
+	}
+	return "nats://" + c.Embedded.Listen, nil
 }
 
 // withLogin is the address of the broker with user and password in it.

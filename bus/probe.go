@@ -1,0 +1,54 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Broker is what a broker says of itself and of one stream.
+type Broker struct {
+	Version    string
+	MaxPayload int64       // bytes of one message, headers included
+	Stream     *StreamInfo // nil: there is no stream of that name
+	MaxMsgSize int64       // bytes that the stream takes as one message; 0: no limit of its own
+	MaxMsgs    int64       // messages that the stream takes; 0: no limit
+	Losses     []string    // why OpenNATS would refuse the stream: it loses messages or order by itself
+}
+
+// Probe asks a broker and changes nothing: a stream that is missing is not made.
+// It tries once. Errors: nobody answers, the login is refused, no JetStream.
+func Probe(ctx context.Context, url, stream string) (Broker, error) {
+	timeout := callTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = max(time.Millisecond, min(timeout, time.Until(deadline)))
+	}
+	nc, err := nats.Connect(url, nats.Name("sonde probe"), nats.NoReconnect(), nats.Timeout(timeout))
+	if err != nil {
+		return Broker{}, fmt.Errorf("connect to the broker: %w", err)
+	}
+	defer nc.Close()
+	b := Broker{Version: nc.ConnectedServerVersion(), MaxPayload: nc.MaxPayload()}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return b, fmt.Errorf("use JetStream: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	s, err := js.Stream(ctx, stream)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return b, nil
+	case err != nil:
+		return b, fmt.Errorf("look at stream %s: %w", stream, err)
+	}
+	i := s.CachedInfo()
+	info := describeStream(i)
+	b.Stream, b.MaxMsgSize, b.MaxMsgs = &info, int64(max(0, i.Config.MaxMsgSize)), max(0, i.Config.MaxMsgs)
+	b.Losses = losses(i.Config, (&NATSOptions{Stream: stream}).streamConfig())
+	return b, nil
+}

@@ -1,0 +1,53 @@
+package bus_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"sonde/bus"
+)
+
+func TestProbeMakesNoStream(t *testing.T) {
+	e := startEmbedded(t, bus.EmbeddedOptions{StoreDir: t.TempDir(), Listen: "127.0.0.1:0", Logger: quiet()})
+	for range 2 {
+		b, err := bus.Probe(deadline(t), e.URL(), "SONDE")
+		if err != nil || b.Stream != nil || b.MaxPayload != 32<<20 || b.Version == "" {
+			t.Fatalf("probe of a broker without streams: %+v, %v", b, err)
+		}
+	}
+	openNATS(t, bus.NATSOptions{Embedded: e, MaxBytes: 64 << 20})
+	b, err := bus.Probe(deadline(t), e.URL(), "SONDE")
+	if err != nil || b.Stream == nil || b.Stream.MaxBytes != 64<<20 || len(b.Losses) > 0 || b.MaxMsgSize != 0 {
+		t.Fatalf("probe: %+v, %v", b, err)
+	}
+}
+
+func TestProbeNamesAStreamThatForgets(t *testing.T) {
+	e := startEmbedded(t, bus.EmbeddedOptions{StoreDir: t.TempDir(), Listen: "127.0.0.1:0", Logger: quiet()})
+	nc, err := nats.Connect(e.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(deadline(t), jetstream.StreamConfig{Name: "OTHER", Subjects: []string{bus.Subjects},
+		Discard: jetstream.DiscardOld, MaxMsgSize: 1 << 20, MaxMsgs: 7}); err != nil {
+		t.Fatal(err)
+	}
+	b, err := bus.Probe(deadline(t), e.URL(), "OTHER")
+	if err != nil || b.MaxMsgSize != 1<<20 || b.MaxMsgs != 7 || !strings.Contains(strings.Join(b.Losses, ";"), "discard is") {
+		t.Fatalf("probe: %+v, %v", b, err)
+	}
+}
+
+func TestProbeDoesNotWaitForABrokerThatIsAway(t *testing.T) {
+	if b, err := bus.Probe(deadline(t), "nats://127.0.0.1:1", "SONDE"); err == nil {
+		t.Fatalf("a broker answered where none is: %+v", b)
+	}
+}
