@@ -25,7 +25,8 @@ var (
 )
 
 func (w *walk) add(node ast.Node, key, value, want string) {
-	w.problems = append(w.problems, Problem{Line: line(node), Key: key, Value: clip(value), Want: want + foreign(key+value)})
+	w.problems = append(w.problems, Problem{Line: line(node), Key: key, Value: clip(value),
+		Want: want + foreign(key+value)})
 }
 
 // foreign names the first character outside ASCII of what is wrong: people cannot

@@ -119,8 +119,8 @@ func showRequest(ctx context.Context, out io.Writer, lake *lakehouse.Lake, id st
 }
 
 func printRequest(out io.Writer, r *lakehouse.Request) {
-	fmt.Fprintf(out, "request %s, sample %d (engine %s rank %d, epoch %016x, number %d, engine id %s)\n", r.Request, r.Sample,
-		r.Engine, r.Rank, r.Epoch, r.Number, r.EngineID)
+	fmt.Fprintf(out, "request %s, sample %d (engine %s rank %d, epoch %016x, number %d, engine id %s)\n", r.Request,
+		r.Sample, r.Engine, r.Rank, r.Epoch, r.Number, r.EngineID)
 	fmt.Fprintf(out, "  model      %s %s, weights %s, %s\n", r.Model, r.Revision, r.WeightsDigest, orNone(r.Quantisation))
 	fmt.Fprintf(out, "  tenant     %s, adapter %s, opt-in %v, labels %s\n", orNone(r.Tenant), orNone(r.Adapter), r.OptIn,
 		labelText(r.Labels))

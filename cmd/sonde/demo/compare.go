@@ -16,8 +16,8 @@ type rowKey struct {
 }
 
 func (k rowKey) String() string {
-	return fmt.Sprintf("request %s sample %d position %d pass %d hook %s layer %d", k.Request, k.Sample, k.Position, k.Pass,
-		k.Hook, k.Layer)
+	return fmt.Sprintf("request %s sample %d position %d pass %d hook %s layer %d", k.Request, k.Sample, k.Position,
+		k.Pass, k.Hook, k.Layer)
 }
 
 // comparison holds what the engine witnessed, and checks rows of the dataset

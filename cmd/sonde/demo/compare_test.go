@@ -57,10 +57,22 @@ func TestComparisonSeesInjectedFaults(t *testing.T) {
 			c.row(keys[0], rowBytes(keys[200]))
 			c.row(keys[200], rowBytes(keys[0]))
 		}, 2, "other bytes"},
-		"one bit":              {func(c *comparison) { c.row(keys[7], flipped) }, 1, "other bytes"},
-		"another position":     {func(c *comparison) { k := keys[7]; k.Position++; c.row(k, rowBytes(keys[7])) }, 1, "other bytes"},
-		"another pass":         {func(c *comparison) { k := keys[0]; k.Pass = 9; c.row(k, rowBytes(keys[0])) }, 1, "never witnessed"},
-		"an unknown request":   {func(c *comparison) { k := keys[0]; k.Request = "x"; c.row(k, rowBytes(keys[0])) }, 1, "never witnessed"},
+		"one bit": {func(c *comparison) { c.row(keys[7], flipped) }, 1, "other bytes"},
+		"another position": {func(c *comparison) {
+			k := keys[7]
+			k.Position++
+			c.row(k, rowBytes(keys[7]))
+		}, 1, "other bytes"},
+		"another pass": {func(c *comparison) {
+			k := keys[0]
+			k.Pass = 9
+			c.row(k, rowBytes(keys[0]))
+		}, 1, "never witnessed"},
+		"an unknown request": {func(c *comparison) {
+			k := keys[0]
+			k.Request = "x"
+			c.row(k, rowBytes(keys[0]))
+		}, 1, "never witnessed"},
 		"computed differently": {func(c *comparison) { c.witness(keys[0], [16]byte{1}) }, 1, "computed twice"},
 	} {
 		cmp := witnessed(keys)

@@ -284,11 +284,11 @@ func (d *demo) commands(r *Report, answers []answer) []string {
 
 // summary is what the terminal shows at the end.
 func (r *Report) summary(out io.Writer, dir string, commands []string) {
-	fmt.Fprintf(out, "\n%s requests, %s tokens in %.0f s (%.0f/s, with a pause of %v after each step), up to %d requests in one "+
-		"step\n", group(r.Requests), group(r.Tokens), r.Seconds, r.TokensPerS, pace, r.RequestsInOneStep)
+	fmt.Fprintf(out, "\n%s requests, %s tokens in %.0f s (%.0f/s, with a pause of %v after each step), up to %d requests "+
+		"in one step\n", group(r.Requests), group(r.Tokens), r.Seconds, r.TokensPerS, pace, r.RequestsInOneStep)
 	fmt.Fprintf(out, "ledger, in rows: %s\n", r.Ledger.law())
-	fmt.Fprintf(out, "                 acknowledged %s = stored %s + pending %s\n", group(r.Ledger.Acknowledged), group(r.Stored),
-		group(r.Pending))
+	fmt.Fprintf(out, "                 acknowledged %s = stored %s + pending %s\n", group(r.Ledger.Acknowledged),
+		group(r.Stored), group(r.Pending))
 	fmt.Fprintf(out, "bit for bit:     %s rows of %d hooks compared with the engine's own witness, %s differ\n",
 		group(r.BitExact.Checked), len(r.Hooks), group(r.BitExact.Mismatched))
 	if r.Detector != nil {

@@ -170,8 +170,8 @@ func (r *Report) detectorLead() string {
 	if r.Detector == nil {
 		return ""
 	}
-	return fmt.Sprintf("Detector %s (mode %s) scores every token as it is computed. One line per request; a request whose "+
-		"score crosses the threshold is stopped while it runs.", r.Detector.Name, r.Detector.Mode)
+	return fmt.Sprintf("Detector %s (mode %s) scores every token as it is computed. One line per request; a request "+
+		"whose score crosses the threshold is stopped while it runs.", r.Detector.Name, r.Detector.Mode)
 }
 
 // latencyHistogram sorts samples (milliseconds) into bins that grow

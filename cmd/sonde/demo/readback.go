@@ -243,8 +243,8 @@ func (b *readback) verdicts(ctx context.Context, lake *lakehouse.Lake, r *Report
 		r.Stopped = append(r.Stopped, Stopped{a.ID, crossing, leaked})
 	}
 	threshold := stopThreshold(bundle)
-	r.Detector = &DetectorReport{Bundle: b.d.o.Detector, Name: bundle.Manifest.Name, Digest: bundle.Digest, Mode: "enforce",
-		Threshold: threshold}
+	r.Detector = &DetectorReport{Bundle: b.d.o.Detector, Name: bundle.Manifest.Name, Digest: bundle.Digest,
+		Mode: "enforce", Threshold: threshold}
 	s.Scores, s.Reading = b.curves(threshold, crossings, answers)
 	s.Latency, r.TensorToVerdictMS = latencyHistogram(b.latencies())
 	return nil

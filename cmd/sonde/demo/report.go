@@ -135,7 +135,8 @@ func (r *Report) write(dir string) error {
 
 // law writes a law as an equation with its figures, so that it can be added up.
 func (l Ledger) law() string {
-	return fmt.Sprintf("captured %s = acknowledged %s + dropped %s + aborted %s + lost %s + dead lettered %s + in flight %s",
+	return fmt.Sprintf("captured %s = acknowledged %s + dropped %s + aborted %s + lost %s + dead lettered %s + in "+
+		"flight %s",
 		group(l.Captured), group(l.Acknowledged), group(l.Dropped), group(l.Aborted), group(l.Lost),
 		group(l.DeadLettered), group(l.InFlight))
 }
