@@ -13,6 +13,7 @@ const (
 	reasonUnnamed        = "unnamed"
 	reasonCorrupt        = "corrupt"
 	reasonOversize       = "oversize"
+	reasonPolicy         = "policy"
 )
 
 // Counts is the live ledger in rows that the policy chose. At every moment

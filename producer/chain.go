@@ -137,9 +137,10 @@ func (e *epoch) dataChain(t *tenant, l *layout, entry int, as As) *chain {
 	return c
 }
 
-// Shards of the ledger's chains without a hook. Facts that an agent publishes, or
-// not, by chance have chains of their own: in the chain of the others, what a later
-// agent adds would stand below what consumers have seen.
+// Which of the ledger's chains without a hook a fact belongs to: the shard is four
+// times the mark of the policy, plus one of these. Facts that an agent publishes, or
+// not, by chance or by its policy have chains of their own: in the chain of the
+// others, what a later agent adds would stand below what consumers have seen.
 const (
 	asRead   = 0 // what the records say
 	asTold   = 1 // what only obituaries say: losses, and the end
@@ -149,14 +150,15 @@ const (
 
 // fact adds a fact to the ledger of a tenant.
 func (e *epoch) fact(tenant string, row schema.LedgerRow, g *group) {
-	shard := asRead
+	kind := asRead
 	if e.obituary != nil && e.row > 0 { // of the end
-		shard = asTold
+		kind = asTold
 	}
-	e.factIn(shard, tenant, row, g)
+	e.factIn(kind, tenant, row, g)
 }
 
-func (e *epoch) factIn(shard int, tenant string, row schema.LedgerRow, g *group) {
+func (e *epoch) factIn(kind int, tenant string, row schema.LedgerRow, g *group) {
+	shard := 4*e.r.agent.policy.mark + kind
 	c := e.chain(chainKey{schema.KindLedger, tenant, schema.Hookless, -1, shard}, ring2.LayoutEntry{})
 	c.addFact(row, g)
 }

@@ -106,11 +106,11 @@ func (r *rank) sayClosed(e *epoch, f schema.LedgerRow) bool {
 	if !e.closedSent {
 		e.closedSent = true
 		f.Fact, f.Layer = schema.FactClosed, -1
-		shard := atEnd
+		kind := atEnd
 		if e.obituary != nil {
-			shard = asTold
+			kind = asTold
 		}
-		e.factIn(shard, "", f, nil)
+		e.factIn(kind, "", f, nil)
 		e.flushAll()
 		return false
 	}

@@ -61,11 +61,52 @@ func (r *rank) stepFacts(e *epoch, st *openStep, g *group) {
 	}
 }
 
+// readBefore reports whether an agent before this one may have read a step.
+func (r *rank) readBefore(st *openStep) bool { return st.seq < r.base.claim }
+
 // mayHaveDropped reports whether an agent before this one may have dropped rows of
 // a captured layout for its budget.
 func (r *rank) mayHaveDropped(e *epoch, st *openStep, c *cell) bool {
-	return e == r.own && r.agent.policy.budget > 0 && st.seq < r.base.claim && st.captures[c.layout].state == captureRead
+	return e == r.own && r.agent.policy.budget > 0 && r.readBefore(st) && st.captures[c.layout].state == captureRead
 }
+
+// policyFacts says of rows that this policy filters that they are dropped, in
+// steps that an agent before this one may have read with a policy that chose them.
+// Where nobody expected them, that counts nothing.
+func (r *rank) policyFacts(st *openStep, g *group) {
+	sc := &r.scratch
+	row := uint32(firstPolicyRow)
+	for ci := range sc.cells {
+		c := &sc.cells[ci]
+		if st.captures[c.layout].state != captureRead || !c.known {
+			continue
+		}
+		of := sc.of[c.of:]
+		for gi := range c.plan.groups {
+			group := &c.plan.groups[gi]
+			position, n, first := tokens(group, &st.step.Ranges[c.rng], c)
+			f := r.own.cellFact(c, st)
+			f.Fact, f.Outcome, f.Reason, f.Entries = schema.FactDropped, "", reasonPolicy, group.text
+			for k := 0; k < n; k++ {
+				from := k
+				for k < n && of[k] < 0 {
+					k++
+				}
+				if k > from {
+					f.Row, f.Position, f.Count, f.FirstRow = row, int32(position)+int32(from), int32(k-from), uint32(first+from)
+					f.Rows = uint64(f.Count) * uint64(len(group.entries))
+					row++
+					r.own.factIn(readAnew, c.q.tenant, f, g)
+				}
+			}
+			of = of[n:]
+		}
+	}
+}
+
+// firstPolicyRow is where the facts of policyFacts are numbered from, behind those
+// of stepFacts.
+const firstPolicyRow = 1 << 25
 
 // cellFact is what the expected facts of a cell have in common.
 func (e *epoch) cellFact(c *cell, st *openStep) schema.LedgerRow {
@@ -125,25 +166,33 @@ func (r *rank) captureFacts(e *epoch, st *openStep, g *group) {
 		} else if capture.state != captureAborted {
 			continue
 		}
-		shard := asRead
+		kind := asRead
 		if e != r.own {
-			shard = asTold
+			kind = asTold
 		}
 		rows := map[string]uint64{}
 		var tenants []string
+		for i := range sc.cells {
+			// Another policy than ours may have chosen rows of any of them.
+			c := &sc.cells[i]
+			if _, seen := rows[c.q.tenant]; c.layout == li && c.known && !seen && (e != r.own || r.readBefore(st)) {
+				rows[c.q.tenant] = 0
+				tenants = append(tenants, c.q.tenant)
+			}
+		}
 		for i := range sc.units {
 			u := &sc.units[i]
 			c := &sc.cells[u.cell]
 			if c.layout != li || u.reason != "" {
 				continue
 			}
-			if rows[c.q.tenant] == 0 {
+			if _, seen := rows[c.q.tenant]; !seen {
 				tenants = append(tenants, c.q.tenant)
 			}
 			rows[c.q.tenant] += u.rows(&c.plan.groups[u.group])
 		}
 		for _, t := range tenants {
-			e.factIn(shard, t, schema.LedgerRow{Seq: capture.seq, Fact: fact, Step: st.step.Step, Layout: st.layouts[li].ID,
+			e.factIn(kind, t, schema.LedgerRow{Seq: capture.seq, Fact: fact, Step: st.step.Step, Layout: st.layouts[li].ID,
 				Rows: rows[t], CaptureSeq: capture.seq, Layer: -1}, g)
 		}
 	}

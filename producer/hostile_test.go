@@ -21,6 +21,9 @@ func raw(s *fakeSession, r ring2.Record) {
 
 var one = []ring2.StepRange{decode(1, 0)}
 
+// afterGoodbye is the one whose epoch may be closed already.
+const afterGoodbye = "life after goodbye"
+
 var hostileRecords = map[string]func(s *fakeSession){
 	"torn step":     func(s *fakeSession) { s.put(ring2.KindStep, []byte{1, 2, 3}) },
 	"torn model":    func(s *fakeSession) { s.put(ring2.KindModel, []byte{9}) },
@@ -76,7 +79,7 @@ var hostileRecords = map[string]func(s *fakeSession){
 			(&journal{s: s, epoch: 0xdead0000 + i}).put(ring2.KindModel, ring2.AppendModel(nil, ring2.Model{}))
 		}
 	},
-	"life after goodbye": func(s *fakeSession) {
+	afterGoodbye: func(s *fakeSession) {
 		s.put(ring2.KindBye, nil)
 		s.put(ring2.KindModel, ring2.AppendModel(nil, ring2.Model{}))
 	},
@@ -127,7 +130,8 @@ func TestHostileRecordsQuarantineTheirRankAlone(t *testing.T) {
 		later.bye(w, done)
 		until(t, name+": the quarantined session ends", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.closed })
 		got := w.balanced()
-		if a := got.account; a.Stored != 8 || len(a.OpenEpochs) != 1 || a.OpenEpochs[0] != testEpoch {
+		open := len(got.account.OpenEpochs) == 1 && got.account.OpenEpochs[0] == testEpoch
+		if a := got.account; a.Stored != 8 || !open && name != afterGoodbye {
 			t.Errorf("%s: %v", name, a)
 		}
 		w.stop()

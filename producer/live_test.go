@@ -70,9 +70,8 @@ type model struct {
 }
 
 type sequence struct {
-	number         uint64
-	next, prompt   uint32
-	pass, computed uint32
+	number             uint64
+	next, prompt, pass uint32
 }
 
 var liveLayouts = [][]ring2.LayoutEntry{testEntries,
@@ -215,17 +214,20 @@ func (m *model) fill(span []byte, ranges []ring2.StepRange, li, entry int) {
 	}
 }
 
+// choosy is a policy with all that a policy can have.
+var choosy = Policy{BudgetBytesPerS: 1 << 20, Rules: []Rule{
+	{Hooks: []string{"resid_post"}, Layers: Layers{Ranges: [][2]int{{0, 0}}}, As: AsStats, Stride: 2},
+	{Hooks: []string{"token_ids", "pattern", "logits"}, Layers: Layers{All: true}, Window: Window{Prompt: "last:3"}},
+	{Hooks: []string{"mlp_*"}, Layers: Layers{All: true}, Requests: Requests{Tenants: []string{"acme"}}, Priority: 1}}}
+
 func TestTheLedgersBalanceWhateverHappens(t *testing.T) {
 	rng := random(t)
 	seed := [2]uint64{rng.Uint64(), rng.Uint64()}
 	policy := everything()
 	if rng.IntN(2) == 0 {
-		policy = Policy{BudgetBytesPerS: 1 << 20, Rules: []Rule{
-			{Hooks: []string{"resid_post"}, Layers: Layers{Ranges: [][2]int{{0, 0}}}, As: AsStats, Stride: 2},
-			{Hooks: []string{"token_ids", "pattern", "logits"}, Layers: Layers{All: true}, Window: Window{Prompt: "last:3"}},
-			{Hooks: []string{"mlp_*"}, Layers: Layers{All: true}, Requests: Requests{Tenants: []string{"acme"}}, Priority: 1}}}
+		policy = choosy
 	}
-	t.Logf("policy %+v", policy)
+	t.Logf("policy %s", policy.Version())
 	l := newLive(t, Options{Policy: policy, BatchBytes: 1500, InflightBytes: 20 << 10, DeadLetterDir: t.TempDir(),
 		DeadLetterMaxBytes: 40 << 10, Live: []HookLayer{{"mlp_out", 3}}})
 	fates := rand.New(rand.NewPCG(seed[0], 0))

@@ -90,6 +90,7 @@ func (p Policy) Version() string {
 // compiledPolicy is a checked policy.
 type compiledPolicy struct {
 	version string
+	mark    int // the first 28 bits of the version
 	budget  int64
 	rules   []compiledRule
 }
@@ -115,6 +116,11 @@ func compilePolicy(p Policy) (*compiledPolicy, error) {
 		return nil, fmt.Errorf("policy budget of %d bytes per second is negative; 0 means no limit", p.BudgetBytesPerS)
 	}
 	c := &compiledPolicy{version: p.Version(), budget: p.BudgetBytesPerS}
+	mark, err := strconv.ParseUint(c.version[:7], 16, 28)
+	if err != nil {
+		panic("BUG: a version is hex digits: " + err.Error())
+	}
+	c.mark = int(mark)
 	for i, r := range p.Rules {
 		if r.Name == "" {
 			r.Name = fmt.Sprintf("rule %d", i+1)

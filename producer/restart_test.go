@@ -285,3 +285,44 @@ func TestTheLivingAgentCountsAsLostWhatItsEngineTookAlong(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An operator changes the policy and restarts the agent. Steps that both agents read
+// hold rows that only one of them chose.
+func TestAPolicyThatChangesBetweenTwoAgentsLeavesNoRowWithoutAReason(t *testing.T) {
+	only := func(hooks ...string) Policy {
+		return Policy{Rules: []Rule{{Hooks: hooks, Layers: Layers{All: true}}}}
+	}
+	for _, held := range []string{".vectors.token_ids.", ".vectors.resid_post.", ".ledger."} {
+		w := newWorld(t, Options{Policy: only("token_ids", "resid_post")})
+		s := newFakeSession()
+		e := newEngine(s, testEntries)
+		alive := append(s.records[:2:2], ring2.Record{Seq: 2, Kind: ring2.KindRequestOpen, Payload: openRecord(1, "acme", 1)})
+		for i := range alive {
+			alive[i].Payload = bytes.Clone(alive[i].Payload)
+		}
+		w.attach(s)
+		e.open(1, "acme", 1)
+		until(t, "the first records are released", func() bool { return s.ReleaseSeq() == 3 })
+		w.bus.OnPublish(func(m bus.Message, _ int) bustest.Fate {
+			if bytes.Contains([]byte(m.Subject), []byte(held)) {
+				return bustest.Fail
+			}
+			return bustest.Take
+		})
+		for i := range uint32(5) {
+			e.step(decode(1, i))
+		}
+		until(t, "all is read", func() bool { return w.agent.Snapshot().Total.Captured == 15 })
+		w.stop()
+		w.bus.OnPublish(nil)
+		second := s.again(alive...)
+		e.s = second
+		w.start(Options{Policy: only("token_ids", "logits")})
+		done := w.attach(second)
+		e.step(decode(1, 5))
+		e.bye(w, done)
+		if a := w.balanced().account; !a.AtRest() || a.Stored < 12 {
+			t.Errorf("%s: %v", held, a)
+		}
+	}
+}

@@ -184,6 +184,9 @@ func (r *rank) endStep(st *openStep) error {
 	}
 	r.spend(st)
 	r.stepFacts(r.own, st, st.g)
+	if r.readBefore(st) {
+		r.policyFacts(st, st.g)
+	}
 	if err := r.stepRows(st); err != nil {
 		return err
 	}
