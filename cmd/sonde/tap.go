@@ -18,9 +18,10 @@ func tapCommand() *cobra.Command {
 		Short: "Look into what flows, live and without being noticed",
 		Long: `Look into what flows.
 
-  sonde tap ring --follow         what an engine puts into its ring, also while the agent hangs`,
+  sonde tap ring --follow         what an engine puts into its ring, also while the agent hangs
+  sonde tap bus                   what flows over the bus`,
 	}
-	c.AddCommand(tapRingCommand())
+	c.AddCommand(tapRingCommand(), tapBusCommand())
 	return c
 }
 
