@@ -285,9 +285,8 @@ func TestTheLedgersBalanceWhateverHappens(t *testing.T) {
 	until(t, "the epoch is closed", func() bool { return l.current.Load().counters.epochsClosed.Load() > 0 })
 	close(ended)
 	readers.Wait()
-	got := l.balanced()
-	t.Logf("%v", got.account)
-	if a := got.account; a.Stored == 0 || a.Aborted == 0 || !a.AtRest() {
+	a := l.balanced().account
+	if t.Logf("%v", a); a.Stored == 0 || a.Aborted == 0 || !a.AtRest() {
 		t.Errorf("account %v", a)
 	}
 }
