@@ -19,8 +19,9 @@ type openStep struct {
 	seq      uint64
 	step     ring2.Step
 	layouts  []*layout
-	captures []capture // by layout of the step
-	at       int       // next layout that waits for its capture
+	captures []capture         // by layout of the step
+	entries  []ring2.EntryRows // of all captures
+	at       int               // next layout that waits for its capture
 	g        *group
 }
 
@@ -95,7 +96,7 @@ func (st *openStep) parse(e *epoch, seq uint64, payload []byte) (next uint64, er
 	if err := ring2.ParseStepInto(&st.step, payload); err != nil {
 		return 0, err
 	}
-	st.layouts, st.captures = st.layouts[:0], st.captures[:0]
+	st.layouts, st.captures, st.entries = st.layouts[:0], st.captures[:0], st.entries[:0]
 	for _, l := range st.step.Layouts {
 		layout := e.layouts[l.Layout]
 		if layout == nil {
@@ -162,8 +163,10 @@ func (st *openStep) take(rec *ring2.Record) error {
 	st.r.heldBytes += int64(len(rec.Payload))
 	c.state, c.wallNS = captureAborted, int64(rec.CaptureNS+st.r.cfg.WallMinusMonoNS)
 	if !rec.Aborted() {
-		entries, err := ring2.SplitCapture(&st.layouts[st.at].Layout, &st.step, st.at, rec.Payload)
-		c.state, c.entries = captureRead, entries
+		n := len(st.entries)
+		var err error
+		st.entries, err = ring2.AppendEntries(st.entries, &st.layouts[st.at].Layout, &st.step, st.at, rec.Payload)
+		c.state, c.entries = captureRead, st.entries[n:]
 		if err != nil {
 			st.r.agent.counters.corrupt.Add(1)
 			st.r.log.Warn("a capture does not fit its layout; its rows are dropped", "seq", rec.Seq, "error", err)

@@ -3,6 +3,7 @@ package ring2
 import (
 	"fmt"
 	"math"
+	"slices"
 )
 
 const (
@@ -131,23 +132,30 @@ func (e *EntryRows) Row(i int) []byte {
 // into its entries, in the order of the layout. It checks every size, and the
 // slices alias payload.
 func SplitCapture(l *Layout, step *Step, layoutIndex int, payload []byte) ([]EntryRows, error) {
+	return AppendEntries(nil, l, step, layoutIndex, payload)
+}
+
+// AppendEntries is SplitCapture behind the entries of dst, whose memory a reader
+// can reuse from step to step. After an error, dst is as it was.
+func AppendEntries(dst []EntryRows, l *Layout, step *Step, layoutIndex int, payload []byte) ([]EntryRows, error) {
 	if layoutIndex < 0 || layoutIndex >= len(step.Layouts) || step.Layouts[layoutIndex].Layout != l.ID {
-		return nil, fmt.Errorf("split capture: layout %d is not the layout at index %d of step %d", l.ID, layoutIndex,
+		return dst, fmt.Errorf("split capture: layout %d is not the layout at index %d of step %d", l.ID, layoutIndex,
 			step.Step)
 	}
 	all, sampled := step.EntryRows(layoutIndex, SelectAll), step.EntryRows(layoutIndex, SelectSampled)
 	if all > maxRows {
-		return nil, fmt.Errorf("split capture: step %d has %d rows; at most %d", step.Step, all, maxRows)
+		return dst, fmt.Errorf("split capture: step %d has %d rows; at most %d", step.Step, all, maxRows)
 	}
 	rest, table := payload, []byte(nil)
 	if l.ragged() {
 		n := alignUp(8 * len(l.Entries))
 		if n > len(rest) {
-			return nil, fmt.Errorf("split capture: table of %d sizes in %d bytes", len(l.Entries), len(rest))
+			return dst, fmt.Errorf("split capture: table of %d sizes in %d bytes", len(l.Entries), len(rest))
 		}
 		table, rest = rest[:n], rest[n:]
 	}
-	out := make([]EntryRows, len(l.Entries))
+	both := slices.Grow(dst, len(l.Entries))[:len(dst)+len(l.Entries)]
+	out := both[len(dst):]
 	for i := range l.Entries {
 		e := &l.Entries[i]
 		out[i] = EntryRows{Entry: i, Rows: all, RowBytes: e.RowBytes()}
@@ -158,25 +166,25 @@ func SplitCapture(l *Layout, step *Step, layoutIndex int, payload []byte) ([]Ent
 		if table != nil {
 			size := order.Uint64(table[8*i:])
 			if size > uint64(len(rest)) || !e.Ragged && size != uint64(n) {
-				return nil, fmt.Errorf("split capture: entry %q has %d bytes by its table, %d are left", e.Hook, size,
+				return dst, fmt.Errorf("split capture: entry %q has %d bytes by its table, %d are left", e.Hook, size,
 					len(rest))
 			}
 			n = int(size)
 		}
 		if n > len(rest) {
-			return nil, fmt.Errorf("split capture: entry %q needs %d bytes, %d are left", e.Hook, n, len(rest))
+			return dst, fmt.Errorf("split capture: entry %q needs %d bytes, %d are left", e.Hook, n, len(rest))
 		}
 		out[i].Data, rest = rest[:n:n], rest[min(alignUp(n), len(rest)):]
 		if e.Ragged {
 			if err := out[i].splitRagged(e.Hook); err != nil {
-				return nil, err
+				return dst, err
 			}
 		}
 	}
 	if len(rest) > 0 {
-		return nil, fmt.Errorf("split capture: %d bytes too many for layout %d", len(rest), l.ID)
+		return dst, fmt.Errorf("split capture: %d bytes too many for layout %d", len(rest), l.ID)
 	}
-	return out, nil
+	return both, nil
 }
 
 // splitRagged separates the offsets from the bytes that they point into.

@@ -168,6 +168,13 @@ func checkCaptureVector(t *testing.T, v *vector) {
 			t.Errorf("the first %d of %d bytes of the capture are split", n, len(b))
 		}
 	}
+	twice, err := AppendEntries(entries, &want.Layout, &want.Step, 0, b)
+	if err != nil || !reflect.DeepEqual(twice[len(entries):], entries) || len(twice) != 2*len(entries) {
+		t.Errorf("entries behind others: %v, %v", twice, err)
+	}
+	if kept, err := AppendEntries(twice, &want.Layout, &want.Step, 0, b[:len(b)/2]); err == nil || len(kept) != len(twice) {
+		t.Errorf("half a capture leaves %d of %d entries, %v", len(kept), len(twice), err)
+	}
 	filled := append(bytes.Clone(b), make([]byte, alignUp(len(b))-len(b))...)
 	if _, err := SplitCapture(&want.Layout, &want.Step, 0, filled); err != nil {
 		t.Errorf("a capture that is filled to 64 bytes: %v", err)

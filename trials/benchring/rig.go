@@ -32,6 +32,7 @@ type rig struct {
 	prev     schema.Cursor
 	records  []ring2.Record
 	step     ring2.Step
+	entries  []ring2.EntryRows
 	payloads [][]byte // of the captures of the last drain; fill overwrites them
 	out      [][]byte // memory of messages, reused from turn to turn
 	used     int
@@ -160,7 +161,8 @@ func (r *rig) drain(ctx context.Context, size int) ([][]byte, error) {
 // capture puts the rows of one capture into their chains, and closes what is
 // full. All chains grow alike, so their records are released together.
 func (r *rig) capture(rec *ring2.Record, size int) error {
-	entries, err := ring2.SplitCapture(&r.layout, &r.step, 0, rec.Payload)
+	entries, err := ring2.AppendEntries(r.entries[:0], &r.layout, &r.step, 0, rec.Payload)
+	r.entries = entries
 	if err != nil {
 		return err
 	}
