@@ -29,6 +29,7 @@ type broker struct {
 	down     func(t *testing.T)                         // without warning
 	up       func(t *testing.T)
 	recreate func(t *testing.T)
+	signal   func(t *testing.T, s os.Signal) // of a process
 }
 
 var brokers = map[string]func(t *testing.T) *broker{
@@ -148,6 +149,11 @@ func processBroker(t *testing.T) *broker {
 	up(t)
 	t.Cleanup(func() { down(t) })
 	return &broker{down: down, up: up,
+		signal: func(t *testing.T, s os.Signal) {
+			if err := server.Process.Signal(s); err != nil {
+				t.Error(err)
+			}
+		},
 		open: func(t *testing.T, maxBytes int64) bus.Bus {
 			return openNATS(t, bus.NATSOptions{URL: url, MaxBytes: maxBytes, WindowBytes: 1 << 20})
 		},

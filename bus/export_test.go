@@ -1,6 +1,17 @@
 package bus
 
-import "github.com/nats-io/nats.go"
+import (
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
 
 // InProcess lets a test reach an embedded server with a client of its own.
 func InProcess(e *EmbeddedServer) nats.Option { return nats.InProcessServer(e.s) }
+
+// SetAnswerTimeout changes when the broker's silence counts as a failure.
+func SetAnswerTimeout(n *NATS, d time.Duration) {
+	n.pub.mu.Lock()
+	defer n.pub.mu.Unlock()
+	n.pub.answerTimeout = d
+}

@@ -8,6 +8,8 @@ import (
 	"maps"
 	"net"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -73,6 +75,32 @@ func TestMessagesSurviveTheServer(t *testing.T) {
 	if err != nil || after != before {
 		t.Fatalf("before %+v, after %+v, %v", before, after, err)
 	}
+}
+
+// A broker that says nothing for a while may have stored anything of what was sent.
+func TestSilentBrokerLosesAndDisordersNothing(t *testing.T) {
+	rng := random(t)
+	k := processBroker(t)
+	b := k.open(t, 0).(*bus.NATS)
+	bus.SetAnswerTimeout(b, 30*time.Millisecond)
+	p := newPublisher(b, "p", 2000)
+	const messages = 300
+	var publishing sync.WaitGroup
+	publishing.Go(func() {
+		for i := range messages {
+			if err := p.publish(deadline(t), i); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for range 3 {
+		time.Sleep(time.Duration(rng.IntN(40)) * time.Millisecond)
+		k.signal(t, syscall.SIGSTOP)
+		time.Sleep(time.Duration(300+rng.IntN(200)) * time.Millisecond)
+		k.signal(t, syscall.SIGCONT)
+	}
+	publishing.Wait()
+	p.check(t, messages)
 }
 
 func TestStreamThatForgetsByItselfIsRefused(t *testing.T) {

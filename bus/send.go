@@ -21,6 +21,9 @@ const (
 	failedOrder        = "order"        // an id belongs to a copy from before its turn
 )
 
+// tickEvery is how often a silent broker is noticed.
+const tickEvery = 250 * time.Millisecond
+
 // run sends what is in the window until the bus is closed.
 func (p *publisher) run() {
 	for {
@@ -53,7 +56,7 @@ func (p *publisher) session(c *connection) {
 		p.n.metrics.failures.WithLabelValues(old.reason).Inc()
 		p.rewind(old.reason == failedDisconnected)
 	}
-	tick := time.NewTicker(min(time.Second, p.answerTimeout/2))
+	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	var r recovery
 	for c.Err() == nil {
