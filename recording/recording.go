@@ -103,8 +103,8 @@ func survey(dir string) (s *Session, err error) {
 	if !p.ended {
 		s.End = End{Reason: ReasonTorn, Until: p.boundary}
 	}
-	if s.End.Until-s.Start.Release > p.highest()-s.Start.Release {
-		return nil, p.scan.corrupt("it ends before record %d; it holds records up to %d", s.End.Until, p.highest())
+	if s.End.Until-s.Start.Release > p.highest()-s.Start.Release || len(step) > 0 && int64(step[0].seq-s.End.Until) > 0 {
+		return nil, p.scan.corrupt("it ends before record %d, which is not inside its last step or behind it", s.End.Until)
 	}
 	for i := range step {
 		if int64(step[i].seq-s.End.Until) >= 0 {
