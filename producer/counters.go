@@ -13,8 +13,8 @@ import (
 
 // counters of an agent that belong to no rank.
 type counters struct {
-	acceptErrors, attached, detached, quarantined, epochsClosed atomic.Uint64
-	steps, corrupt, badObituaries, unservedAborts               atomic.Uint64
+	attached, detached, quarantined, epochsClosed atomic.Uint64
+	steps, corrupt, badObituaries, unservedAborts atomic.Uint64
 
 	mu      sync.Mutex // a leaf
 	sent    map[schema.Kind]sent
@@ -76,7 +76,6 @@ var (
 	descAttached    = describe("sonde_producer_attached_total", "sessions taken")
 	descDetached    = describe("sonde_producer_detached_total", "sessions given up before the end of their epoch")
 	descQuarantined = describe("sonde_producer_quarantined_total", "rings whose records made no sense")
-	descAccept      = describe("sonde_producer_accept_errors_total", "failures to accept a rank")
 	descClosed      = describe("sonde_producer_epochs_closed_total", "epochs closed")
 	descSteps       = describe("sonde_producer_steps_total", "steps expanded")
 	descCorrupt     = describe("sonde_producer_corrupt_captures_total", "captures that did not fit their layout")
@@ -123,7 +122,6 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	counter(descAttached, n.attached.Load())
 	counter(descDetached, n.detached.Load())
 	counter(descQuarantined, n.quarantined.Load())
-	counter(descAccept, n.acceptErrors.Load())
 	counter(descClosed, n.epochsClosed.Load())
 	counter(descSteps, n.steps.Load())
 	counter(descCorrupt, n.corrupt.Load())

@@ -137,26 +137,27 @@ func fill[N int | int64](v *N, standard N) {
 	}
 }
 
-// Run accepts ranks until ctx ends. Rows that are not acknowledged by then stay
-// in their rings for the next agent.
+// Run accepts ranks until ctx ends, or the listener is closed, which is an error.
+// Rows that are not acknowledged by then stay in their rings for the next agent.
 func (a *Agent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
 	var ranks sync.WaitGroup
 	defer a.stopServing()
 	defer ranks.Wait()
+	defer cancel()
 	for {
 		s, err := a.o.Listener.Accept(ctx)
 		if ctx.Err() != nil {
+			if err == nil { // it came at the last moment
+				err = s.Close()
+			}
+			if err != nil && !errors.Is(err, ctx.Err()) {
+				a.log.Warn("close session", "error", err)
+			}
 			return nil
 		}
 		if err != nil {
-			a.log.Warn("a rank did not connect", "error", err)
-			a.counters.acceptErrors.Add(1)
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(100 * time.Millisecond):
-			}
-			continue
+			return fmt.Errorf("accept a rank: %w", err)
 		}
 		ranks.Add(1)
 		go func() {
