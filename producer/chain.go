@@ -137,15 +137,16 @@ func (e *epoch) dataChain(t *tenant, l *layout, entry int, as As) *chain {
 	return c
 }
 
-// Which of the ledger's chains without a hook a fact belongs to: the shard is four
+// Which of the ledger's chains without a hook a fact belongs to: the shard is eight
 // times the mark of the policy, plus one of these. Facts that an agent publishes, or
 // not, by chance or by its policy have chains of their own: in the chain of the
 // others, what a later agent adds would stand below what consumers have seen.
 const (
-	asRead   = 0 // what the records say
-	asTold   = 1 // what only obituaries say: losses, and the end
-	readAnew = 2 // what an agent before this one may have dropped
-	atEnd    = 3 // what was counted when the engine was found dead, or said goodbye
+	asRead     = 0 // what the records say
+	asTold     = 1 // what only obituaries say: losses, and the end
+	readAnew   = 2 // what an agent before this one may have dropped
+	atEnd      = 3 // what was counted when the engine was found dead, or said goodbye
+	overBudget = 4 // what this agent dropped for its budget
 )
 
 // fact adds a fact to the ledger of a tenant.
@@ -158,7 +159,7 @@ func (e *epoch) fact(tenant string, row schema.LedgerRow, g *group) {
 }
 
 func (e *epoch) factIn(kind int, tenant string, row schema.LedgerRow, g *group) {
-	shard := 4*e.r.agent.policy.mark + kind
+	shard := 8*e.r.agent.policy.mark + kind
 	c := e.chain(chainKey{schema.KindLedger, tenant, schema.Hookless, -1, shard}, ring2.LayoutEntry{})
 	c.addFact(row, g)
 }

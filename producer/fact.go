@@ -40,18 +40,9 @@ func (r *rank) stepFacts(e *epoch, st *openStep, g *group) {
 			f.Stride, f.FirstRow = int32(u.run.stride), uint32(u.first)
 			f.Entries, f.Rows = group.text, u.rows(group)
 			e.fact(c.q.tenant, f, g)
-			if u.reason != "" && f.Outcome == schema.OutcomeCaptured {
-				f.Row, f.Fact, f.Outcome, f.Reason, f.FilteredRows = row+1, schema.FactDropped, "", u.reason, 0
-				if u.reason == reasonBudget {
-					e.factIn(readAnew, c.q.tenant, f, g)
-				} else {
-					e.fact(c.q.tenant, f, g)
-				}
-			} else if r.mayHaveDropped(e, st, c) {
-				// An agent before this one may have dropped the rows, and what it published since
-				// then says that they are none. Where they are stored, that they are counts.
-				f.Row, f.Fact, f.Outcome, f.Reason, f.FilteredRows = row+1, schema.FactDropped, "", reasonBudget, 0
-				e.factIn(readAnew, c.q.tenant, f, g)
+			if reason, kind := r.droppedUnit(e, st, c, u); reason != "" && f.Outcome == schema.OutcomeCaptured {
+				f.Row, f.Fact, f.Outcome, f.Reason, f.FilteredRows = row+1, schema.FactDropped, "", reason, 0
+				e.factIn(kind, c.q.tenant, f, g)
 			}
 			row += 2
 			if e == r.own {
@@ -64,10 +55,19 @@ func (r *rank) stepFacts(e *epoch, st *openStep, g *group) {
 // readBefore reports whether an agent before this one may have read a step.
 func (r *rank) readBefore(st *openStep) bool { return st.seq < r.base.claim }
 
-// mayHaveDropped reports whether an agent before this one may have dropped rows of
-// a captured layout for its budget.
-func (r *rank) mayHaveDropped(e *epoch, st *openStep, c *cell) bool {
-	return e == r.own && r.agent.policy.budget > 0 && r.readBefore(st) && st.captures[c.layout].state == captureRead
+// droppedUnit says why the agent drops a unit, or may have dropped it: an agent
+// before this one may have been over its budget, and what it published since then
+// says that the rows do not exist. Where they are stored, that they are counts.
+func (r *rank) droppedUnit(e *epoch, st *openStep, c *cell, u *unit) (reason string, kind int) {
+	chosen := u.reason == "" || u.reason == reasonBudget
+	again := e == r.own && r.readBefore(st) && st.captures[c.layout].state == captureRead
+	switch {
+	case chosen && again && r.agent.policy.budget > 0:
+		return reasonBudget, readAnew
+	case u.reason == reasonBudget:
+		return reasonBudget, overBudget
+	}
+	return u.reason, asRead
 }
 
 // policyFacts says of rows that this policy filters that they are dropped, in
@@ -166,10 +166,6 @@ func (r *rank) captureFacts(e *epoch, st *openStep, g *group) {
 		} else if capture.state != captureAborted {
 			continue
 		}
-		kind := asRead
-		if e != r.own {
-			kind = asTold
-		}
 		rows := map[string]uint64{}
 		var tenants []string
 		for i := range sc.cells {
@@ -192,6 +188,12 @@ func (r *rank) captureFacts(e *epoch, st *openStep, g *group) {
 			rows[c.q.tenant] += u.rows(&c.plan.groups[u.group])
 		}
 		for _, t := range tenants {
+			kind := asRead
+			if e != r.own {
+				kind = asTold
+			} else if rows[t] == 0 {
+				kind = readAnew
+			}
 			e.factIn(kind, t, schema.LedgerRow{Seq: capture.seq, Fact: fact, Step: st.step.Step, Layout: st.layouts[li].ID,
 				Rows: rows[t], CaptureSeq: capture.seq, Layer: -1}, g)
 		}

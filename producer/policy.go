@@ -90,7 +90,7 @@ func (p Policy) Version() string {
 // compiledPolicy is a checked policy.
 type compiledPolicy struct {
 	version string
-	mark    int // the first 28 bits of the version
+	mark    int // the first 24 bits of the version
 	budget  int64
 	rules   []compiledRule
 }
@@ -116,7 +116,7 @@ func compilePolicy(p Policy) (*compiledPolicy, error) {
 		return nil, fmt.Errorf("policy budget of %d bytes per second is negative; 0 means no limit", p.BudgetBytesPerS)
 	}
 	c := &compiledPolicy{version: p.Version(), budget: p.BudgetBytesPerS}
-	mark, err := strconv.ParseUint(c.version[:7], 16, 28)
+	mark, err := strconv.ParseUint(c.version[:6], 16, 24)
 	if err != nil {
 		panic("BUG: a version is hex digits: " + err.Error())
 	}
