@@ -86,7 +86,7 @@ func claimFolder(dir string) (lock *os.File, used int64, err error) {
 		return nil, 0, err
 	}
 	if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		err = fmt.Errorf("another recorder writes there: choose another folder (%w)", err)
+		err = fmt.Errorf("another recorder writes there (%w)", err)
 	} else {
 		used, err = usedBytes(dir)
 	}

@@ -66,7 +66,7 @@ func NewRecorder(dir string, o Options, log *slog.Logger) (*Recorder, error) {
 	}
 	lock, used, err := claimFolder(dir)
 	if err != nil {
-		return nil, fmt.Errorf("record into %s: %w", dir, err)
+		return nil, fmt.Errorf("record into %s: %w; choose a folder that can be written", dir, err)
 	}
 	r := &Recorder{dir: dir, o: o, log: log, lock: lock}
 	r.budget.left.Store(o.MaxBytes - used)

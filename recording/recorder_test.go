@@ -257,7 +257,7 @@ func TestSecondRecorderIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	if _, err := NewRecorder(dir, Options{}, quiet); err == nil || !strings.Contains(err.Error(), "another folder") {
+	if _, err := NewRecorder(dir, Options{}, quiet); err == nil || !strings.Contains(err.Error(), "another recorder") {
 		t.Errorf("second recorder: %v", err)
 	}
 	if _, err := NewRecorder(filepath.Join(dir, lockName), Options{}, quiet); err == nil {

@@ -92,7 +92,8 @@ func (p *Peek) Look(seq uint64) (Glance, Sight) {
 		return Glance{}, SightGone
 	}
 	size := uint64(alignUp(int(d.DataLen)))
-	if d.CRC32C != d.checksum() || d.Seq != seq || d.DataPos&p.dataMask+size > uint64(len(p.data)) {
+	if d.CRC32C != d.checksum() || d.Seq != seq || d.DataPos&p.dataMask+size > uint64(len(p.data)) ||
+		Kind(d.Kind) != KindCapture && d.DataLen > maxControlRecord {
 		return Glance{}, SightTorn
 	}
 	return Glance{Bytes: int(d.DataLen), desc: d, Record: Record{Seq: d.Seq, Kind: Kind(d.Kind), Flags: d.Flags,

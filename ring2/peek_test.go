@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -239,6 +240,21 @@ func TestAPeekDetectsEveryFlippedBitOfADescriptor(t *testing.T) {
 	}
 	if _, sight := p.Look(seq); sight != SightWhole {
 		t.Errorf("the whole one is %s", sight)
+	}
+	// Good checksums, and contents that would read past the end or cost gigabytes.
+	for name, lie := range map[string]func(*abiDesc){
+		"seq":           func(d *abiDesc) { d.Seq++ },
+		"position":      func(d *abiDesc) { d.DataPos, d.DataLen = minDataBytes-64, 65 },
+		"length":        func(d *abiDesc) { d.DataLen = math.MaxUint32 },
+		"control bytes": func(d *abiDesc) { d.DataPos, d.Kind, d.DataLen = 0, abiKindModel, maxControlRecord+1 },
+	} {
+		whole := *p.desc(seq)
+		lie(p.desc(seq))
+		p.desc(seq).CRC32C = p.desc(seq).checksum()
+		if _, sight := p.Look(seq); sight != SightTorn {
+			t.Errorf("%s: %s", name, sight)
+		}
+		*p.desc(seq) = whole
 	}
 }
 

@@ -40,7 +40,7 @@ func Describe(w io.Writer, r *recording.Recording) error {
 }
 
 var endTexts = map[recording.Reason]string{
-	recording.ReasonEnded:   "the engine ended",
+	recording.ReasonEnded:   "the engine died",
 	recording.ReasonStopped: "the recorder was stopped while the engine went on",
 	recording.ReasonFull:    "the recording reached its bound while the engine went on",
 	recording.ReasonFailed:  "the recording could not be written",
@@ -50,7 +50,10 @@ var endTexts = map[recording.Reason]string{
 
 func endText(s *recording.Session) string {
 	text := endTexts[s.End.Reason]
-	if text == "" {
+	switch {
+	case s.End.Counters.Closing && s.End.Reason == recording.ReasonEnded:
+		text = "the engine said goodbye"
+	case text == "":
 		text = string(s.End.Reason)
 	}
 	for _, more := range []string{s.End.Detail,
