@@ -1,5 +1,7 @@
 #include "payload.h"
 
+#include <initializer_list>
+
 namespace sonde {
 
 uint64_t selected_rows(const sonde_range *ranges, uint32_t count, uint32_t layout_index, uint8_t select) {

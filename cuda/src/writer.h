@@ -101,6 +101,7 @@ struct sonde_writer {
     uint64_t generation() const { return generation_; }
     const sonde::Ring &ring() const { return core_->ring(); }
     const sonde::RingMemory &memory() const { return memory_; }
+    uint32_t &pins() { return pins_; } // device rings that need the data pinned; of the owner
 
     // Of the connection's thread.
     std::vector<sonde::AlivePointer> start_snapshot(uint64_t *release);
@@ -133,6 +134,7 @@ private:
     bool try_step(uint32_t range_count);
     void wait_for_room(std::unique_lock<std::mutex> &lock, uint32_t range_count);
     void write_ragged_tables();
+    void clear_gaps();
 
     sonde_writer_options o_{};
     std::string socket_;
@@ -156,6 +158,7 @@ private:
     size_t most_entries_ = 0;                             // of a layout
     sonde::OpenStep step_;
     uint64_t next_step_ = 0;
+    uint32_t pins_ = 0;
 
     std::atomic<bool> attached_{false};
     std::atomic<uint64_t> attaches_{0};

@@ -1,7 +1,7 @@
 // Announcements: records that are never dropped.
 
-#include <cstdlib>
-#include <limits>
+#include <algorithm>
+#include <initializer_list>
 
 #include "fail.h"
 #include "writer.h"

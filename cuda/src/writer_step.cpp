@@ -50,6 +50,7 @@ sonde_status sonde_writer::begin_step(const sonde_range *ranges, uint32_t range_
         encode_step(scratch_, step_.number, step_.layouts.data(), step_.count, ranges, range_count);
         core_->claim_step(step_.plans.data(), step_.count, step_.pos, step_.number, scratch_.data(), scratch_.size());
         write_ragged_tables();
+        clear_gaps();
     } else {
         queue_.missing.add_step(ranges, range_count, step_.plans.data(), step_.count, step_.number, SONDE_CONTROL_FULL);
         core_->count_step(step_.plans.data(), step_.count);
@@ -153,6 +154,19 @@ void sonde_writer::write_ragged_tables() {
         uint8_t *table = core_->ring().span(p.pos);
         std::memset(table, 0, align_up(bytes));
         std::memcpy(table, step_.lengths.data() + step_.first[i], bytes);
+    }
+}
+
+// Clears what lies between entries: it must not show what an older record, perhaps another tenant's, left there.
+void sonde_writer::clear_gaps() {
+    for (uint32_t i = 0; i < step_.count; i++) {
+        const Plan &p = step_.plans[i];
+        if (p.outcome != SONDE_CAPTURED) continue;
+        uint8_t *at = core_->ring().span(p.pos);
+        for (size_t e = step_.first[i]; e < step_.first[i] + p.layout->entries.size(); e++) {
+            const uint64_t end = step_.offsets[e] + step_.lengths[e];
+            std::memset(at + end, 0, align_up(end) - end);
+        }
     }
 }
 
