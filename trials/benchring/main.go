@@ -48,7 +48,7 @@ func run(ctx context.Context) error {
 			return err
 		}
 		fmt.Printf("%4d KiB  %-26s %-22s %-26s %.3f\n", size>>10, spread(m.ours, "%.1f µs"),
-			spread(m.toMemcpy, "%.2f x"), spread(m.toArrow, "%.2f x"), slices.Min(m.allocations))
+			spread(m.toMemcpy, "%.2f x"), spread(m.toArrow, "%.2f x"), median(m.allocations))
 	}
 	return nil
 }
@@ -108,8 +108,9 @@ func mallocs() uint64 {
 	return s.Mallocs
 }
 
+func median(figures []float64) float64 { return slices.Sorted(slices.Values(figures))[len(figures)/2] }
+
 // spread writes the median and the range of some figures.
 func spread(figures []float64, format string) string {
-	s := slices.Sorted(slices.Values(figures))
-	return fmt.Sprintf(format+" [%.2f..%.2f]", s[len(s)/2], s[0], s[len(s)-1])
+	return fmt.Sprintf(format+" [%.2f..%.2f]", median(figures), slices.Min(figures), slices.Max(figures))
 }

@@ -130,12 +130,11 @@ func (e *engine) open() error {
 		return nil
 	}
 	e.number++
-	prompt := 1 + e.r.Uint32N(20)
-	q := &request{number: e.number, id: fmt.Sprintf("req-%d-%x", e.number, e.w.Epoch()), prompt: prompt,
-		end: prompt + 1 + e.r.Uint32N(30)}
+	prompt, tenant := 1+e.r.Uint32N(20), []string{"", "acme", "other"}[e.r.IntN(3)]
+	q := &request{number: e.number, id: fmt.Sprintf("req-%d-%d-%s-%x", e.number, prompt, tenant, e.w.Epoch()),
+		prompt: prompt, end: prompt + 1 + e.r.Uint32N(30)}
 	e.alive = append(e.alive, q)
-	return e.w.OpenRequest(ring2.RequestOpen{Number: q.number, ExternalID: q.id, PromptTokens: prompt,
-		Tenant: []string{"", "acme", "other"}[e.r.IntN(3)]})
+	return e.w.OpenRequest(ring2.RequestOpen{Number: q.number, ExternalID: q.id, PromptTokens: prompt, Tenant: tenant})
 }
 
 // ranges advances some of the requests.

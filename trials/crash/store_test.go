@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"sonde/lakehouse/account"
+	"sonde/producer"
+	"sonde/ring2"
 	"sonde/schema"
 	"sonde/trials/oracle"
 )
@@ -68,6 +70,9 @@ func (s *store) take(b *schema.Batch) error {
 		case schema.KindVectors:
 			v := b.Vector(i)
 			return schema.Cursor{Seq: v.Seq, Row: v.Row}
+		case schema.KindStats:
+			v := b.Stats(i)
+			return schema.Cursor{Seq: v.Seq, Row: v.Row}
 		case schema.KindRequests:
 			q := b.RequestAt(i)
 			return schema.Cursor{Seq: q.Seq, Row: q.Row}
@@ -103,8 +108,38 @@ func (s *store) add(b *schema.Batch, i int) {
 				Pass: int(v.Pass), Hook: h.Hook, Layer: h.Layer},
 			id:  account.Row{Epoch: h.Epoch, Hook: h.Hook, Layer: h.Layer, Shard: h.Shard, Seq: v.Seq, Row: v.Row},
 			raw: slices.Clone(v.Vec)})
+	case schema.KindStats:
+		s.addStats(h, b.Stats(i))
 	case schema.KindLedger:
 		s.facts = append(s.facts, account.Fact{Epoch: h.Epoch, Engine: h.Engine, Rank: h.Rank, Tenant: h.Tenant,
 			LedgerRow: b.Ledger(i)})
 	}
+}
+
+// addStats adds a row of which only figures came: when they are those of the
+// right row, that row stands for them.
+func (s *store) addStats(h *schema.Header, v schema.StatsRow) {
+	k := oracle.Key{Epoch: h.Epoch, Request: v.Request, Sample: int(v.Sample), Position: int(v.Position),
+		Pass: int(v.Pass), Hook: h.Hook, Layer: h.Layer}
+	en := entryOf(h.Hook, h.Layer)
+	raw := rowOf(k, en)
+	want := producer.RowStats(raw, en.DType)
+	want.Seq, want.Row, want.Number, want.Request, want.Sample = v.Seq, v.Row, v.Number, v.Request, v.Sample
+	want.Position, want.Pass, want.Phase, want.CaptureNS = v.Position, v.Pass, v.Phase, v.CaptureNS
+	if fmt.Sprint(want) != fmt.Sprint(v) {
+		raw = []byte(fmt.Sprintf("figures %v instead of %v", v, want))
+	}
+	s.rows = append(s.rows, vector{key: k, raw: raw,
+		id: account.Row{Epoch: h.Epoch, Hook: h.Hook, Layer: h.Layer, Shard: h.Shard, Seq: v.Seq, Row: v.Row}})
+}
+
+func entryOf(hook string, layer int) *ring2.LayoutEntry {
+	for i := range layouts {
+		for j := range layouts[i] {
+			if en := &layouts[i][j]; en.Hook == hook && en.Layer == layer {
+				return en
+			}
+		}
+	}
+	panic("no such hook: " + hook)
 }
