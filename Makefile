@@ -58,7 +58,8 @@ race: ## run the tests of shared-memory and concurrent code under the race detec
 	  CGO_ENABLED=1 go test -race -json -count=1 -timeout 20m $(RACE_PACKAGES) > build/race.json || true; \
 	  CGO_ENABLED=0 go run ./internal/testreport build/race.json; \
 	fi
-RACE_PACKAGES := ./ring2/... ./producer/... ./bus/... ./consumers/... ./engine/scheduler/... ./engine/capture/...
+RACE_PACKAGES := ./ring2/... ./producer/... ./bus/... ./consumers/... ./engine/scheduler/... ./engine/capture/... \
+	./recording/... ./cmd/sonde/ringtap/...
 
 test-c: ## run the tests of libsonde with and without sanitizers (needs g++)
 	@if ! command -v g++ >/dev/null; then \

@@ -22,7 +22,7 @@ const (
 )
 
 // ErrFull: the recording reached its bound. What was synced before is kept.
-var ErrFull = errors.New("recording is full")
+var ErrFull = errors.New("recording has reached its bound: raise the bound or choose another folder")
 
 // Options configures the writing of a recording. Zero numbers mean the defaults in
 // brackets.

@@ -20,9 +20,9 @@ func Describe(w io.Writer, r *recording.Recording) error {
 		line := func(name, format string, args ...any) {
 			fmt.Fprintf(&b, "  %-9s %s\n", name, fmt.Sprintf(format, args...))
 		}
-		line("engine", "%s, rank %d of %d, epoch %016x, pid %d", ring.EngineInstance, ring.Rank, ring.RankCount, ring.Epoch,
+		line("engine", "%q, rank %d of %d, epoch %016x, pid %d", ring.EngineInstance, ring.Rank, ring.RankCount, ring.Epoch,
 			ring.ProducerPID)
-		line("attached", "%s, recorded by %s", time.Unix(0, s.Start.AttachedNS).UTC().Format(time.RFC3339Nano),
+		line("attached", "%s, recorded by %q", time.Unix(0, s.Start.AttachedNS).UTC().Format(time.RFC3339Nano),
 			s.Start.Recorder)
 		line("records", "%d from seq %d to %d, %s of payload, %s in %d segments", s.Total(), s.Start.Release,
 			s.End.Until, Bytes(s.Payload), Bytes(s.Bytes), s.Segments)
@@ -56,7 +56,10 @@ func endText(s *recording.Session) string {
 	case text == "":
 		text = string(s.End.Reason)
 	}
-	for _, more := range []string{s.End.Detail,
+	if s.End.Detail != "" {
+		text += fmt.Sprintf("; %q", s.End.Detail)
+	}
+	for _, more := range []string{
 		count(s.Lost, "records that the engine never committed"),
 		count(s.Left, "records behind the last step boundary, which are not used"),
 		count(uint64(s.Torn), "bytes of a record that was not written to its end")} {

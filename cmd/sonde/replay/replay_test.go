@@ -213,7 +213,7 @@ func TestDescriptionSaysWhatARecordingHolds(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, want := range []string{"engine    golden, rank 0 of 1", "22 step", "the engine said goodbye",
+	for _, want := range []string{`engine    "golden", rank 0 of 1`, "22 step", "the engine said goodbye",
 		"torn: the recorder died", "bytes of a record that was not written to its end", "73.3 KiB in 1 segments"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, b.String())
