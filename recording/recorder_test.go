@@ -219,6 +219,31 @@ func TestFullDiskEndsTheRecordingAtItsLastSync(t *testing.T) {
 	}
 }
 
+// The totals must be those of the files, also when a part was taken back.
+func TestTotalsAreThoseOfTheFiles(t *testing.T) {
+	for _, most := range []int64{0, 40 << 10} {
+		dir := t.TempDir()
+		r, err := NewRecorder(dir, Options{MaxBytes: most}, quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		s := newSource(300)
+		s.batches = append(s.batches[:100:100], slices.Concat(s.batches[100:]...))
+		s.err = io.EOF
+		if err := r.Record(t.Context(), s); (err != nil) != (most > 0) {
+			t.Fatal(err)
+		}
+		session := mustOpen(t, dir).Sessions[0]
+		if got := r.Totals(); got.Bytes != session.Bytes || got.Records != int64(session.Total()) || got.Sessions != 1 {
+			t.Errorf("totals %+v; the files have %d bytes and %d records", got, session.Bytes, session.Total())
+		}
+		if left := r.budget.left.Load(); most > 0 && left != most-session.Bytes {
+			t.Errorf("%d bytes are left of %d, of which %d are used", left, most, session.Bytes)
+		}
+	}
+}
+
 // The bound is for the folder, over restarts of the recorder.
 func TestRecordingStaysWithinItsBound(t *testing.T) {
 	dir := t.TempDir()
@@ -237,7 +262,7 @@ func TestRecordingStaysWithinItsBound(t *testing.T) {
 			}
 			size += info.Size()
 		}
-		if size > bound {
+		if size > bound || size < bound/2 {
 			t.Errorf("%d bytes; the bound is %d", size, bound)
 		}
 		session := mustOpen(t, dir).Sessions[0]

@@ -264,12 +264,14 @@ func (w *Writer) Bytes() int64 { return w.total }
 // which makes room on a full disk, and ends there.
 func (w *Writer) Finish(e End) error {
 	failed := w.err
-	before := w.total
 	if w.err != nil {
 		if w.err = w.f.Truncate(w.syncedSize); w.err == nil {
+			w.budget.left.Add(w.size - w.syncedSize)
+			w.total -= w.size - w.syncedSize
 			w.buf, w.size, w.frames = w.buf[:0], w.syncedSize, w.syncedFrames
 		}
 	}
+	before := w.total
 	e.Detail = e.Detail[:min(len(e.Detail), maxDetailBytes)]
 	w.frame(frameEnd, encodeJSON(e), nil)
 	w.flush()
