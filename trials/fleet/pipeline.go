@@ -36,7 +36,7 @@ const everyRow = `    - {name: every row, hooks: ["*"]}
 `
 
 const configTemplate = `bus:
-  embedded: {store_dir: %[1]s/bus, listen: "%[2]s", retain_bytes: 64MiB}
+  embedded: {store_dir: %[1]s/bus, listen: "%[2]s", max_bytes: 64MiB, retain_bytes: 16MiB}
 agent:
   socket: %[3]s
   linger_ms: 50
