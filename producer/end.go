@@ -77,7 +77,6 @@ func (r *rank) sayLastWords() {
 		return
 	}
 	rows -= r.namedRows
-	e.unnamed = true
 	e.factIn(atEnd, "", schema.LedgerRow{Seq: r.endSeq(), Row: unnamedRow, Fact: schema.FactMissing, Rows: rows,
 		Reason: reasonUnnamed, Layer: -1}, nil)
 	r.account.capturedDropped(reasonUnnamed, rows)
@@ -118,7 +117,10 @@ func (r *rank) sayClosed(e *epoch, f schema.LedgerRow) bool {
 		return false
 	}
 	e.closedDone = true
-	if !e.unnamed { // else the obituary, which has the names, is still welcome
+	// Of an engine that died, the obituary is still welcome: it names what the ring only
+	// counts, and the count of what was missing already when the agent attached may
+	// hide such rows.
+	if e.obituary != nil || r.bye != nil {
 		r.agent.close(e.id)
 	}
 	r.agent.counters.epochsClosed.Add(1)

@@ -27,7 +27,6 @@ type epoch struct {
 	row         uint32 // where the next fact of the end goes; 0 before the end
 
 	obituary   *obituaries // of a dead epoch
-	unnamed    bool        // rows were counted that no record of the ring names
 	closedSent bool
 	closedDone bool // the closed fact is acknowledged
 }

@@ -231,6 +231,40 @@ func TestRowsThatTheRingOnlyCountsAreNamedByTheObituary(t *testing.T) {
 	}
 }
 
+// What a MISSING record says about the time before the agent came must not hide what
+// no record of the ring says.
+func TestTheObituaryIsHeardAlsoWhereTheRingSeemsComplete(t *testing.T) {
+	w := newWorld(t, Options{Policy: everything()})
+	dead := newFakeSession()
+	dead.config.Epoch = 0xdead
+	dead.counters.CapturedRows = 4 // that were dropped before the agent came
+	e := newEngine(dead, testEntries)
+	done := w.attach(dead)
+	until(t, "the agent is attached", func() bool { return dead.ReleaseSeq() == 2 })
+	e.open(1, "acme", 1)
+	missing := ring2.AppendMissing(nil, ring2.Missing{Ranges: []ring2.MissingRange{{Number: 1, Position: 0, Count: 1,
+		Layout: 7, Reason: ring2.ReasonControlFull, Rows: 4}}})
+	dead.put(ring2.KindMissing, missing)
+	dead.set(func() { dead.counters.CapturedRows += 4 }) // of a step that nothing names
+	dead.end(io.EOF)
+	w.await(done)
+
+	s := newFakeSession()
+	next := newEngine(s, testEntries)
+	nextDone := w.attach(s)
+	j := journal{s: s, epoch: 0xdead}
+	j.put(ring2.KindModel, ring2.AppendModel(nil, ring2.Model{}))
+	j.put(ring2.KindLayout, ring2.AppendLayout(nil, ring2.Layout{ID: 7, Entries: testEntries}))
+	j.put(ring2.KindRequestOpen, openRecord(1, "acme", 1))
+	j.put(ring2.KindMissing, missing)
+	j.unputStep(1, decode(1, 1))
+	j.end()
+	next.bye(w, nextDone)
+	if a := w.balanced().account; words(a.Expected, a.Dropped) != "8 map[control_full:8]" || !a.AtRest() {
+		t.Errorf("account %v", a)
+	}
+}
+
 func TestObituariesOfAClosedEpochAreIgnored(t *testing.T) {
 	w := newWorld(t, Options{Policy: everything()})
 	dead := newFakeSession()
@@ -248,8 +282,7 @@ func TestObituariesOfAClosedEpochAreIgnored(t *testing.T) {
 	j.tellLife()
 	j.end()
 	until(t, "the next engine is attached", func() bool { return s.ReleaseSeq() == 2 })
-	dead.end(io.EOF)
-	w.await(done)
+	e.bye(w, done)
 	next.bye(w, nextDone)
 	got := w.balanced()
 	if a := got.account; a.Expected != 4 || a.Stored != 4 || !a.AtRest() {
