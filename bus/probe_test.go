@@ -41,7 +41,8 @@ func TestProbeNamesAStreamThatForgets(t *testing.T) {
 		t.Fatal(err)
 	}
 	b, err := bus.Probe(deadline(t), e.URL(), "OTHER")
-	if err != nil || b.MaxMsgSize != 1<<20 || b.MaxMsgs != 7 || !strings.Contains(strings.Join(b.Losses, ";"), "discard is") {
+	if losses := strings.Join(b.Losses, ";"); err != nil || b.MaxMsgSize != 1<<20 || b.MaxMsgs != 7 ||
+		!strings.Contains(losses, "discard is") {
 		t.Fatalf("probe: %+v, %v", b, err)
 	}
 }

@@ -172,7 +172,8 @@ func checkCaptureVector(t *testing.T, v *vector) {
 	if err != nil || !reflect.DeepEqual(twice[len(entries):], entries) || len(twice) != 2*len(entries) {
 		t.Errorf("entries behind others: %v, %v", twice, err)
 	}
-	if kept, err := AppendEntries(twice, &want.Layout, &want.Step, 0, b[:len(b)/2]); err == nil || len(kept) != len(twice) {
+	kept, err := AppendEntries(twice, &want.Layout, &want.Step, 0, b[:len(b)/2])
+	if err == nil || len(kept) != len(twice) {
 		t.Errorf("half a capture leaves %d of %d entries, %v", len(kept), len(twice), err)
 	}
 	filled := append(bytes.Clone(b), make([]byte, alignUp(len(b))-len(b))...)
