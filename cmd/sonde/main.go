@@ -94,6 +94,7 @@ func commands() []*cobra.Command {
 		recordCommand(),
 		replayCommand(),
 		tapCommand(),
+		topCommand(),
 		validateCommand(),
 		configCommand(),
 		versionCommand(),

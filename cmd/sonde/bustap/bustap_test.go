@@ -30,7 +30,8 @@ func vectorHeader(layer int) schema.Header {
 }
 
 // vectors is a message of rows whose elements are seq+row, the first one NaN in row 1.
-func vectors(t testing.TB, h schema.Header, seq uint64, prev schema.Cursor, requests ...string) (schema.Header, []byte) {
+func vectors(t testing.TB, h schema.Header, seq uint64, prev schema.Cursor, requests ...string) (schema.Header,
+	[]byte) {
 	t.Helper()
 	e, err := schema.NewVectorEncoder(h)
 	if err != nil {
