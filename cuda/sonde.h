@@ -22,9 +22,9 @@
  * NULL is "".
  *
  * Memory. Besides the ring itself (desc_count * 128 bytes + data_bytes + 192 KiB), at most 64 MiB of living
- * requests and layouts, 8 MiB of waiting control records, and per writer about 200 KiB + desc_count * 24 bytes + 5
- * KiB per layout entry. Between sonde_begin_step and sonde_commit_step nothing is allocated. Forked children cannot
- * use a writer: every call returns SONDE_FORKED there, and the parent's connection is not kept open by them.
+ * requests and layouts, 8 MiB of waiting control records, and per writer about 600 KiB + desc_count * 24 bytes + 5
+ * KiB per entry of its largest layout. Between sonde_begin_step and sonde_commit_step nothing is allocated. Forked
+ * children cannot use a writer: every call returns SONDE_FORKED there, and the child keeps no connection open.
  */
 #ifndef SONDE_H
 #define SONDE_H

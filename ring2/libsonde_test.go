@@ -6,9 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -389,6 +392,56 @@ func TestTheReaderInCppReadsTheGoWriter(t *testing.T) {
 	if !got.Bye || !got.End || got.Snapshot != 2 || got.Next != stats.Claim || got.Aborted+got.Lost != 0 ||
 		got.Steps == 0 || got.Steps >= steps || got.Rows == 0 {
 		t.Errorf("the last agent saw %+v; the writer counts %+v", got, stats)
+	}
+}
+
+// What the README shows compiles without a warning and does what it says.
+func TestTheExampleOfLibsondeRuns(t *testing.T) {
+	buildLibsonde(t, libsondeWriter)
+	page, err := os.ReadFile("../cuda/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, _ := strings.Cut(string(page), "```c\n")
+	example, _, ok := strings.Cut(example, "```\n")
+	if !ok {
+		t.Fatal("the README has no example in C")
+	}
+	dir := t.TempDir()
+	source, binary, socket := filepath.Join(dir, "example.c"), filepath.Join(dir, "example"), filepath.Join(dir, "s")
+	if err := os.WriteFile(source, []byte(example), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("make", "-C", "../cuda", "all").CombinedOutput(); err != nil {
+		t.Fatalf("make -C cuda all: %v\n%s", err, out)
+	}
+	library, err := filepath.Abs("../build/cuda")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-I../cuda", source, "-o",
+		binary, "-L"+library, "-lsonde", "-Wl,-rpath,"+library).CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v\n%s", err, out)
+	}
+	l := listenAt(t, socket)
+	command := exec.CommandContext(t.Context(), binary, socket)
+	var stderr bytes.Buffer
+	command.Stderr = &stderr
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := acceptAt(t, l)
+	records := drain(t, s, nil)
+	if err := command.Wait(); err != nil {
+		t.Fatalf("example: %v\n%s", err, stderr.String())
+	}
+	if want := 3 + 8*2 + 2; len(records) != want {
+		t.Fatalf("read %d records, want %d", len(records), want)
+	}
+	step, err := ParseStep(records[3].Payload)
+	if err != nil || step.TokenRows(0) != 3 || len(records[4].Payload) != 64 ||
+		order.Uint32(records[4].Payload[32:]) != math.Float32bits(2) {
+		t.Errorf("step is %+v, %v; its capture %x", step, err, records[4].Payload)
 	}
 }
 

@@ -1,12 +1,14 @@
 /*
- * The protocol of the ring (ring2/ABI.md sections 3 and 4) for spin: a writer that claims steps of one STEP and one CAPTURE,
- * publishes them in any order STEP first, drops what finds no room, and wakes the reader; a reader that polls, arms, blocks
- * and releases step by step; an agent that dies at any moment and a successor that reads again from the release word.
+ * The protocol of the ring (ring2/ABI.md sections 3 and 4) for spin: a writer that claims steps of one STEP and one
+ * CAPTURE,
+ * publishes them in any order STEP first, drops what finds no room, and wakes the reader; a reader that polls,
+ * arms, blocks and releases step by step; an agent that dies at any moment and a successor that reads again from
+ * the release word.
  *
- * Memory is sequentially consistent here, except where a reordering is the point: payload and commit are separate steps,
- * and the planted bugs move one of them. Checked: every record is read whole, in order and, per agent, once; nothing that
- * was not released is overwritten; nobody sleeps for ever while the other could go on (invalid end state); the release
- * word stops at step boundaries.
+ * Memory is sequentially consistent here, except where a reordering is the point: payload and commit are separate
+ * steps, and the planted bugs move one of them. Checked: every record is read whole, in order and, per agent, once;
+ * nothing that was not released is overwritten; nobody sleeps for ever while the other could go on (invalid end
+ * state); the release word stops at step boundaries.
  *
  *   make test-spin     checks the model, and that each planted bug (-DBUG=1 to 4) is found
  *     1 publish before the payload is written    2 reclaim up to the claim instead of the release word
@@ -142,7 +144,8 @@ dead:
     agent_alive = 0
 }
 
-/* Starts an agent, and its successor after its death: the writer then takes back what the dead one left in its zone. */
+/* Starts an agent, and its successor after its death: the writer then takes back what the dead one left in its
+   zone. */
 init {
     atomic {
         run writer();

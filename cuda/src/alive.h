@@ -26,8 +26,8 @@ struct AliveRecord {
 // The payload of a record never changes: a snapshot shares it.
 using AlivePointer = std::shared_ptr<AliveRecord>;
 
-// Knows what a snapshot must say. A record is dropped from it when the record that ends it was released. Its owner holds
-// the writer's lock.
+// Knows what a snapshot must say. A record is dropped from it when the record that ends it was released. Its owner
+// holds the writer's lock.
 class AliveTable {
 public:
     static constexpr uint64_t max_bytes = 64U << 20; // of payloads; what a snapshot may hold

@@ -85,7 +85,8 @@ sonde_status sonde_writer_stats(sonde_writer *writer, sonde_stats *stats) {
 sonde_status sonde_writer_wait_attached(sonde_writer *writer, uint64_t timeout_ns) {
     if (const sonde_status s = check_writer(writer, "wait for agent"); s != SONDE_OK) return s;
     for (const uint64_t start = monotonic_ns(); !writer->attached(); sleep_ns(1000000))
-        if (monotonic_ns() - start >= timeout_ns) return fail(SONDE_TIMEOUT, "wait for agent: no agent took the ring in time");
+        if (monotonic_ns() - start >= timeout_ns)
+            return fail(SONDE_TIMEOUT, "wait for agent: no agent took the ring in time");
     return SONDE_OK;
 }
 

@@ -25,7 +25,10 @@ constexpr const char *library = "libsonde 1 (C++)"; // names this writer in HELL
 } // namespace
 
 Connection::Connection(sonde_writer &writer, std::string path, int stop_fd)
-    : writer_(writer), path_(std::move(path)), stop_fd_(stop_fd), random_state_(writer.epoch()),
+    : writer_(writer),
+      path_(std::move(path)),
+      stop_fd_(stop_fd),
+      random_state_(writer.epoch()),
       in_(RING2_MESSAGE_MAX_BYTES) {}
 
 uint64_t Connection::random() {
@@ -45,11 +48,12 @@ void Connection::run() {
             writer_.set_attached(false);
             backoff = first_backoff;
             said_.clear();
-            if (end == End::gone)
-                writer_.log(SONDE_LOG_INFO, "agent is gone; capture goes on until the ring is full");
+            if (end == End::gone) writer_.log(SONDE_LOG_INFO, "agent is gone; capture goes on until the ring is full");
             if (end == End::failed)
-                writer_.log(SONDE_LOG_WARN, ("connection to the agent failed: " + why_ + "; capture goes on until the ring "
-                                             "is full").c_str());
+                writer_.log(SONDE_LOG_WARN, ("connection to the agent failed: " + why_ +
+                                             "; capture goes on until the ring "
+                                             "is full")
+                                                .c_str());
         }
         if (end == End::stopped) return;
         if (end == End::refused && why_ != said_) {
@@ -127,7 +131,8 @@ Connection::End Connection::shake_hands() {
         why_ = text;
         return End::refused;
     }
-    if (m.type != RING2_MESSAGE_WELCOME || !body.done()) return problem("the agent did not answer HELLO with a WELCOME");
+    if (m.type != RING2_MESSAGE_WELCOME || !body.done())
+        return problem("the agent did not answer HELLO with a WELCOME");
     return send_snapshot();
 }
 

@@ -1,5 +1,5 @@
-// The writer's connection to the agent: dials for ever, hands over the ring and a snapshot, answers aborts. It runs on a
-// thread of its own, and every wait in it ends when the writer stops.
+// The writer's connection to the agent: dials for ever, hands over the ring and a snapshot, answers aborts. It runs on
+// a thread of its own, and every wait in it ends when the writer stops.
 #pragma once
 
 #include <cstdint>

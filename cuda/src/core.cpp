@@ -8,7 +8,8 @@ namespace sonde {
 
 namespace {
 
-// Bounds of quarantined spans. At either bound a stuck span is not moved past, and the ring drops captures when it is full.
+// Bounds of quarantined spans. At either bound a stuck span is not moved past, and the ring drops captures when it is
+// full.
 constexpr size_t max_holes = 64;
 constexpr uint64_t max_holes_fraction = 4; // of the data
 
@@ -39,12 +40,12 @@ WriterCore::WriterCore(const Ring &ring, const ring2_config &config, Clock clock
 }
 
 void WriterCore::refresh() {
-    // Pairs with the release store in readerCore.setRelease (ring2/core_reader.go): the reader is done with everything below.
+    // Pairs with the release store in readerCore.setRelease (ring2/core_reader.go): the reader is done with everything
+    // below.
     const uint64_t r = shared(ring_.consumer->release_seq).load(std::memory_order_acquire);
     if (r == release_ || r == refused_) {
         // A word that was refused stays refused: the claim may pass it later.
-    } else if (r - release_ > claim_ - release_ ||
-               (r != claim_ && slots_[r & ring_.mask].kind == RING2_KIND_CAPTURE)) {
+    } else if (r - release_ > claim_ - release_ || (r != claim_ && slots_[r & ring_.mask].kind == RING2_KIND_CAPTURE)) {
         refused_ = r;
         counters_.refused_releases++;
     } else {
@@ -75,7 +76,8 @@ void WriterCore::reclaim() {
 // Takes the span of a stuck copy out of use, so that the ring can move past it although the copy may still write there.
 bool WriterCore::quarantine(Copy *copy) {
     if (!copy->stuck) return false;
-    if (holes_.size() >= max_holes || quarantined_bytes() + align_up(copy->bytes) > ring_.data_bytes() / max_holes_fraction)
+    if (holes_.size() >= max_holes ||
+        quarantined_bytes() + align_up(copy->bytes) > ring_.data_bytes() / max_holes_fraction)
         return false;
     copy->past = true;
     holes_.push_back(copy);
@@ -89,7 +91,8 @@ uint64_t WriterCore::quarantined_bytes() const {
 }
 
 uint64_t WriterCore::max_record_bytes() const {
-    return std::min((ring_.data_bytes() - reserve_bytes_) / 2, uint64_t{UINT32_MAX} & ~uint64_t{RING2_PAYLOAD_ALIGN - 1});
+    return std::min((ring_.data_bytes() - reserve_bytes_) / 2,
+                    uint64_t{UINT32_MAX} & ~uint64_t{RING2_PAYLOAD_ALIGN - 1});
 }
 
 // Finds room for a record. Only control records may use the reserve.
@@ -148,16 +151,16 @@ ring2_desc &WriterCore::take_control(Cursor *at, uint64_t pos, uint16_t kind, ui
 void WriterCore::advance(Cursor at) {
     claim_ = at.claim;
     head_ = at.head;
-    // Read by the agent after our death, to know what was under way (readerCore.claimed). It is stored before any commit
-    // below it.
+    // Read by the agent after our death, to know what was under way (readerCore.claimed). It is stored before any
+    // commit below it.
     shared(ring_.producer->claim_seq).store(at.claim, std::memory_order_relaxed);
 }
 
 void WriterCore::publish(ring2_desc &desc, uint16_t flags, uint64_t seq) {
     desc.flags = static_cast<uint16_t>(desc.flags | flags);
     desc.crc32c = checksum(desc);
-    // Pairs with the acquire load of commit in readerCore.poll (ring2/core_reader.go): whoever sees seq + 1 sees descriptor
-    // and payload.
+    // Pairs with the acquire load of commit in readerCore.poll (ring2/core_reader.go): whoever sees seq + 1 sees
+    // descriptor and payload.
     shared(desc.commit).store(seq + 1, std::memory_order_release);
 }
 
@@ -269,8 +272,8 @@ void WriterCore::store_counters() const {
 }
 
 bool WriterCore::take_wake_request() const {
-    // A read-modify-write on purpose: it and the reader's exchange in readerCore.arm (ring2/core_reader.go) are ordered, so
-    // either the reader's re-check sees our commit or we see its 1.
+    // A read-modify-write on purpose: it and the reader's exchange in readerCore.arm (ring2/core_reader.go) are
+    // ordered, so either the reader's re-check sees our commit or we see its 1.
     return shared(ring_.consumer->need_wakeup).exchange(0, std::memory_order_seq_cst) == 1;
 }
 

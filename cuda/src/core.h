@@ -1,6 +1,6 @@
-// WriterCore claims and publishes records in one ring. It works on plain memory, never blocks and allocates nothing after
-// its construction. Its owner holds a lock. Sequence numbers and positions count modulo 2^64, so every comparison is one
-// of differences.
+// WriterCore claims and publishes records in one ring. It works on plain memory, never blocks and allocates nothing
+// after its construction. Its owner holds a lock. Sequence numbers and positions count modulo 2^64, so every comparison
+// is one of differences.
 #pragma once
 
 #include <array>
@@ -46,8 +46,8 @@ public:
     // Starts a ring at a sequence number and a data position: zero, or in tests near the end of their ranges.
     WriterCore(const Ring &ring, const ring2_config &config, Clock clock, uint64_t start_seq, uint64_t start_pos);
 
-    // Takes the reader's release word and reclaims what it frees. A word that decreases, passes the claim or stops inside
-    // a step is refused.
+    // Takes the reader's release word and reclaims what it frees. A word that decreases, passes the claim or stops
+    // inside a step is refused.
     void refresh();
     // Takes back what a dead reader left in its zone.
     void reset_reader();
@@ -70,8 +70,8 @@ public:
     void detach(const Plan &plan, Copy *copy);
     // Publishes a detached capture, or takes back the span of one that was stuck. The copy is free afterwards.
     void finish_copy(Copy *copy, bool aborted);
-    // Aborts detached copies that were claimed before a moment. The tail may then move past their spans, which stay out of
-    // use until the copy completes.
+    // Aborts detached copies that were claimed before a moment. The tail may then move past their spans, which stay out
+    // of use until the copy completes.
     void abort_stuck(uint64_t before_ns);
 
     // Says whether the reader blocks and must be woken.

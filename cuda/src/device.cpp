@@ -1,5 +1,5 @@
-// The device ring behind the C interface: taps, gathers and their arming. Every return code of CUDA is looked at; after the
-// first error the ring takes nothing more, and its captures are aborted.
+// The device ring behind the C interface: taps, gathers and their arming. Every return code of CUDA is looked at; after
+// the first error the ring takes nothing more, and its captures are aborted.
 
 #include <bit>
 #include <cstring>
@@ -129,7 +129,8 @@ cudaError_t release(sonde_device *d) {
 }
 
 sonde_status check_options(const sonde_writer *writer, const sonde_device_options &o, uint64_t ring_bytes) {
-    if (o.struct_bytes < sizeof o) return fail(SONDE_INVALID, "open device: set struct_bytes to sizeof(sonde_device_options)");
+    if (o.struct_bytes < sizeof o)
+        return fail(SONDE_INVALID, "open device: set struct_bytes to sizeof(sonde_device_options)");
     if (!std::has_single_bit(ring_bytes) || ring_bytes < least_ring || ring_bytes > uint64_t{1} << 36)
         return fail(SONDE_INVALID, "open device: a ring of %llu bytes; use a power of two from 1 MiB to 64 GiB",
                     static_cast<unsigned long long>(ring_bytes));
@@ -149,7 +150,8 @@ sonde_status open_device(sonde_writer *writer, const sonde_device_options &o, so
     auto d = std::make_unique<sonde_device>();
     d->cuda_device = o.cuda_device;
     if (o.cuda_device < 0)
-        if (const cudaError_t e = cudaGetDevice(&d->cuda_device); e != cudaSuccess) return cuda_failure("open device", e);
+        if (const cudaError_t e = cudaGetDevice(&d->cuda_device); e != cudaSuccess)
+            return cuda_failure("open device", e);
     const CurrentDevice current(d->cuda_device);
     if (current.error() != cudaSuccess) return cuda_failure("open device", current.error());
     d->writer = writer;
@@ -254,8 +256,7 @@ sonde_status sonde_device_gather_early(sonde_device *d, void *stream) {
 sonde_status sonde_device_join(sonde_device *d, void *stream) {
     if (const sonde_status s = check_device(d, "join"); s != SONDE_OK) return s;
     const CurrentDevice current(d->cuda_device);
-    const cudaError_t e =
-        current.error() == cudaSuccess ? join(d, static_cast<cudaStream_t>(stream)) : current.error();
+    const cudaError_t e = current.error() == cudaSuccess ? join(d, static_cast<cudaStream_t>(stream)) : current.error();
     return e == cudaSuccess ? SONDE_OK : broken(d, "join", e);
 }
 
@@ -276,7 +277,8 @@ sonde_status sonde_device_arm(sonde_device *d, uint32_t layout_index, void *stre
     const OpenStep &step = d->writer->step();
     if (!step.open) return fail(SONDE_STATE, "arm: no step is open");
     if (layout_index >= step.count || step.plans[layout_index].layout != d->layout)
-        return fail(SONDE_INVALID, "arm: layout index %u is not the device ring's layout %u", layout_index, d->layout->id);
+        return fail(SONDE_INVALID, "arm: layout index %u is not the device ring's layout %u", layout_index,
+                    d->layout->id);
     if (d->lift->error() != cudaSuccess) {
         (void)d->writer->abort_layout(layout_index); // the step is open and has the index
         return cuda_failure("arm", d->lift->error());

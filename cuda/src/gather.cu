@@ -1,5 +1,5 @@
-// The kernels: one gather per step copies every tapped tensor into the ring in device memory. The table of pointers travels
-// by value in the kernel's parameters, so that a CUDA graph owns it: no upload, no side table.
+// The kernels: one gather per step copies every tapped tensor into the ring in device memory. The table of pointers
+// travels by value in the kernel's parameters, so that a CUDA graph owns it: no upload, no side table.
 
 #include <algorithm>
 #include <cstring>
@@ -20,8 +20,8 @@ struct GatherTable {
     GatherEntry entries[N];
 };
 
-// The publish: everything that this thread has seen is visible to the host before the value is. The build checks that this
-// becomes a store of system scope.
+// The publish: everything that this thread has seen is visible to the host before the value is. The build checks that
+// this becomes a store of system scope.
 __device__ __forceinline__ void store_release_system(uint64_t *word, uint64_t value) {
     asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }

@@ -28,7 +28,7 @@ Lift::Lift(const DeviceRing &ring, DeviceTail *tail, const Layout &layout, int c
     : ring_(ring), tail_(tail), layout_(layout), cuda_device_(cuda_device), shape_(layout.entries.size()) {}
 
 Lift::~Lift() {
-    if (stream_ != nullptr) (void)cudaStreamDestroy(stream_);          // nothing is left to do about an error
+    if (stream_ != nullptr) (void)cudaStreamDestroy(stream_); // nothing is left to do about an error
     if (staged_tail_ != nullptr) (void)cudaFreeHost(staged_tail_);
 }
 
@@ -98,11 +98,12 @@ void Lift::run() {
     }
 }
 
-// Lifts what is committed, at most a burst, and says how many captures that was. Nothing is published before the copies'
-// return codes and the stream's are known.
+// Lifts what is committed, at most a burst, and says how many captures that was. Nothing is published before the
+// copies' return codes and the stream's are known.
 size_t Lift::take() {
     if (error() != cudaSuccess) return 0;
-    // Pairs with store_release_system in gather.cu: whoever sees the count sees the commits, and the captures in the ring.
+    // Pairs with store_release_system in gather.cu: whoever sees the count sees the commits, and the captures in the
+    // ring.
     const uint64_t committed = shared(ring_.host->committed).load(std::memory_order_acquire);
     const size_t count = static_cast<size_t>(std::min<uint64_t>(committed - seen_, burst));
     cudaError_t e = cudaSuccess;
@@ -156,7 +157,8 @@ bool Lift::covers(const DeviceCommit &commit, const sonde_pending &pending) {
 // Starts the copies of one capture: a single one when the gather has exactly the step's rows.
 cudaError_t Lift::copy(const char *from, const sonde_pending &pending) {
     const auto entries = static_cast<std::ptrdiff_t>(pending.entries);
-    if (!std::equal(shape_.bytes.begin(), shape_.bytes.end(), pending.lengths.begin(), pending.lengths.begin() + entries))
+    if (!std::equal(shape_.bytes.begin(), shape_.bytes.end(), pending.lengths.begin(),
+                    pending.lengths.begin() + entries))
         return copy_runs(from, pending.at, pending);
     copies_.fetch_add(1);
     bytes_.fetch_add(shape_.total);

@@ -1,4 +1,5 @@
-// The lift thread: waits for commits of the device, copies their captures into the writer's pinned ring and publishes them.
+// The lift thread: waits for commits of the device, copies their captures into the writer's pinned ring and publishes
+// them.
 #pragma once
 
 #include <array>

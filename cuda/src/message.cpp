@@ -8,8 +8,12 @@
 namespace sonde {
 
 int send_message(int socket, uint16_t type, const Bytes &body, const int *fds, int fd_count) {
-    ring2_message header{RING2_MESSAGE_MAGIC, RING2_ABI_MAJOR, RING2_ABI_MINOR, type,
-                         static_cast<uint16_t>(fd_count), static_cast<uint32_t>(body.size())};
+    ring2_message header{RING2_MESSAGE_MAGIC,
+                         RING2_ABI_MAJOR,
+                         RING2_ABI_MINOR,
+                         type,
+                         static_cast<uint16_t>(fd_count),
+                         static_cast<uint32_t>(body.size())};
     iovec parts[2] = {{&header, sizeof header}, {const_cast<uint8_t *>(body.data()), body.size()}};
     alignas(cmsghdr) char rights[CMSG_SPACE(sizeof(int) * hello_descriptors)] = {};
     msghdr m{};

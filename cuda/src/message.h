@@ -65,8 +65,8 @@ private:
 // Sends one message, without waiting, with up to three descriptors. 0, or an errno.
 int send_message(int socket, uint16_t type, const Bytes &body, const int *fds, int fd_count);
 
-// Receives one message, without waiting, into buffer, which has RING2_MESSAGE_MAX_BYTES. Returns its bytes, 0 at the end
-// of file, or a negative errno. *fd_count descriptors came: the first three are in fds and the caller's, others are
+// Receives one message, without waiting, into buffer, which has RING2_MESSAGE_MAX_BYTES. Returns its bytes, 0 at the
+// end of file, or a negative errno. *fd_count descriptors came: the first three are in fds and the caller's, others are
 // closed.
 ssize_t receive_message(int socket, Bytes &buffer, std::array<int, hello_descriptors> &fds, int *fd_count);
 

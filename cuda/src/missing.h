@@ -10,16 +10,16 @@
 
 namespace sonde {
 
-// Beyond the bound, ranges of one request, layout, pass and reason are merged into their hull, and what cannot be merged
-// is only counted. It allocates at its construction only.
+// Beyond the bound, ranges of one request, layout, pass and reason are merged into their hull, and what cannot be
+// merged is only counted. It allocates at its construction only.
 class MissingSet {
 public:
     static constexpr size_t bound = 4096;
 
     MissingSet();
     // Names every row of a step that could not be put into the ring.
-    void add_step(const sonde_range *ranges, uint32_t range_count, const Plan *plans, uint32_t plan_count, uint64_t step,
-                  uint8_t reason);
+    void add_step(const sonde_range *ranges, uint32_t range_count, const Plan *plans, uint32_t plan_count,
+                  uint64_t step, uint8_t reason);
     // Drops the first n ranges, which were named.
     void forget(size_t n);
     const std::vector<MissingRange> &ranges() const { return ranges_; }

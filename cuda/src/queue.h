@@ -16,8 +16,8 @@ struct Control {
     AlivePointer alive; // what opens or ends with it, else null
 };
 
-// Keeps what did not even fit into the reserve, in an order that keeps every reference behind what it refers to: openings,
-// then the rows that are missing, then amendments and ends.
+// Keeps what did not even fit into the reserve, in an order that keeps every reference behind what it refers to:
+// openings, then the rows that are missing, then amendments and ends.
 struct ControlQueue {
     static constexpr size_t max_records = 8192;
     static constexpr uint64_t max_bytes = 8U << 20;

@@ -132,7 +132,8 @@ sonde_status sonde_cast(void *dst, uint32_t dst_dtype, const void *src, uint32_t
         return SONDE_OK;
     }
     if (!is_float(src_dtype) || dst_dtype < SONDE_F32 || dst_dtype > SONDE_BF16)
-        return fail(SONDE_INVALID, "cast: from dtype %u to %u; cast floating types to f32, f16 or bf16", src_dtype, dst_dtype);
+        return fail(SONDE_INVALID, "cast: from dtype %u to %u; cast floating types to f32, f16 or bf16", src_dtype,
+                    dst_dtype);
     auto *out = static_cast<uint8_t *>(dst);
     for (uint64_t i = 0; i < count; i++) {
         const float v = float_at(src, src_dtype, i);

@@ -191,8 +191,8 @@ void sonde_writer::fill_stats(sonde_stats *stats) {
 }
 
 std::vector<AlivePointer> sonde_writer::start_snapshot(uint64_t *release) {
-    // The reader before this one is gone, and the new one starts with the end of the snapshot: in between nobody moves the
-    // release word.
+    // The reader before this one is gone, and the new one starts with the end of the snapshot: in between nobody moves
+    // the release word.
     const std::lock_guard<std::mutex> hold(lock_);
     core_->reset_reader();
     *release = core_->release();

@@ -1,5 +1,5 @@
-// The writer behind the C interface. One thread owns its steps and announcements; the lock is for the background threads,
-// which flush what waits, sweep stuck copies and serve the agent, and for detached captures.
+// The writer behind the C interface. One thread owns its steps and announcements; the lock is for the background
+// threads, which flush what waits, sweep stuck copies and serve the agent, and for detached captures.
 #pragma once
 
 #include <array>
@@ -74,7 +74,8 @@ struct sonde_writer {
     sonde_writer(const sonde_writer &) = delete;
     sonde_writer &operator=(const sonde_writer &) = delete;
 
-    // Checks the options and starts the ring and its threads. Tests start near the end of the ranges of seq and position.
+    // Checks the options and starts the ring and its threads. Tests start near the end of the ranges of seq and
+    // position.
     sonde_status open(const sonde_writer_options &options, uint64_t start_seq, uint64_t start_pos);
     sonde_status close(uint64_t timeout_ns);
     // Lets one user go; the last one deletes the writer.
@@ -142,7 +143,7 @@ private:
     uint64_t generation_ = 0;
     sonde::RingMemory memory_;
     sonde::ForkGuard fork_guard_; // goes before what it guards
-    int stop_fd_ = -1; // readable once the background must end
+    int stop_fd_ = -1;            // readable once the background must end
 
     std::mutex lock_; // of everything below up to closing_
     std::unique_ptr<sonde::WriterCore> core_;

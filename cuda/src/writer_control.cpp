@@ -89,7 +89,8 @@ sonde_status sonde_writer::define_layout(const sonde_layout_entry *entries, uint
         made->ragged = made->ragged || entries[i].ragged != 0;
     }
     if (layouts_.size() >= SONDE_MAX_LAYOUTS)
-        return fail(SONDE_FULL, "define layout: %u exist already; define each once and use it again", SONDE_MAX_LAYOUTS);
+        return fail(SONDE_FULL, "define layout: %u exist already; define each once and use it again",
+                    SONDE_MAX_LAYOUTS);
     made->id = static_cast<uint32_t>(layouts_.size());
     auto record = std::make_shared<AliveRecord>();
     record->kind = RING2_KIND_LAYOUT;
@@ -125,8 +126,8 @@ void sonde_writer::reserve_entries(size_t entries) {
 sonde_status sonde_writer::open_request(const sonde_request &r) {
     bool fits = texts_fit({r.external_id, r.engine_id, r.tenant, r.adapter, r.trace_parent});
     if (r.label_count > SONDE_MAX_LABELS)
-        return fail(SONDE_INVALID, "open request %llu: %u labels; at most %u", static_cast<unsigned long long>(r.number),
-                    r.label_count, SONDE_MAX_LABELS);
+        return fail(SONDE_INVALID, "open request %llu: %u labels; at most %u",
+                    static_cast<unsigned long long>(r.number), r.label_count, SONDE_MAX_LABELS);
     for (uint32_t i = 0; fits && i < r.label_count; i++) fits = texts_fit({r.labels[i].key, r.labels[i].value});
     if (!fits || r.opt_in > 1)
         return fail(SONDE_INVALID, "open request %llu: a text has more than %u bytes, or opt_in is neither 0 nor 1",
@@ -173,12 +174,12 @@ sonde_status sonde_writer::end_request(const sonde_request_end &e) {
 
 sonde_status sonde_writer::amend(uint64_t step, const sonde_amend_range *ranges, uint32_t count) {
     if (count > SONDE_MAX_STEP_RANGES)
-        return fail(SONDE_INVALID, "amend step %llu: %u ranges; at most %u", static_cast<unsigned long long>(step), count,
-                    SONDE_MAX_STEP_RANGES);
+        return fail(SONDE_INVALID, "amend step %llu: %u ranges; at most %u", static_cast<unsigned long long>(step),
+                    count, SONDE_MAX_STEP_RANGES);
     for (uint32_t i = 0; i < count; i++)
         if (ranges[i].verdict > SONDE_PHANTOM)
-            return fail(SONDE_INVALID, "amend step %llu: verdict %u does not exist", static_cast<unsigned long long>(step),
-                        ranges[i].verdict);
+            return fail(SONDE_INVALID, "amend step %llu: verdict %u does not exist",
+                        static_cast<unsigned long long>(step), ranges[i].verdict);
     Control record{RING2_KIND_AMEND, step, {}, nullptr};
     encode_amend(record.payload, step, ranges, count);
     const std::lock_guard<std::mutex> hold(lock_);
@@ -243,10 +244,7 @@ void sonde_writer::note_put(const Control &record, uint64_t seq) {
         record.alive->seq = seq;
         record.alive->published = true;
         break;
-    case RING2_KIND_REQUEST_END:
-        alive_.end(record.alive, seq);
-        break;
-    default:
-        break;
+    case RING2_KIND_REQUEST_END: alive_.end(record.alive, seq); break;
+    default: break;
     }
 }

@@ -24,8 +24,9 @@ sonde_status check_ranges(const sonde_range *ranges, uint32_t count, uint32_t la
         const bool foreign_bit = layout_count < SONDE_MAX_STEP_LAYOUTS && r.layout_mask >> layout_count != 0;
         if (r.count == 0 || r.position + r.count < r.position || r.phase > SONDE_RECOMPUTE || r.sampled > 1 ||
             foreign_bit)
-            return fail(SONDE_INVALID, "begin step: range %u has position %u, %u tokens, phase %u and mask %#llx for %u layouts",
-                        i, r.position, r.count, r.phase, static_cast<unsigned long long>(r.layout_mask), layout_count);
+            return fail(SONDE_INVALID,
+                        "begin step: range %u has position %u, %u tokens, phase %u and mask %#llx for %u layouts", i,
+                        r.position, r.count, r.phase, static_cast<unsigned long long>(r.layout_mask), layout_count);
     }
     if (rows > SONDE_MAX_STEP_ROWS)
         return fail(SONDE_INVALID, "begin step: %llu token rows; at most %u", static_cast<unsigned long long>(rows),
@@ -73,9 +74,12 @@ sonde_status sonde_writer::plan(const sonde_range *ranges, uint32_t range_count,
     for (uint32_t i = 0; i < ragged_count; i++) {
         const sonde_ragged &r = ragged[i];
         const Layout *l = r.layout_index < layout_count ? layout(layouts[r.layout_index]) : nullptr;
-        if (l == nullptr || r.entry >= l->entries.size() || !l->entries[r.entry].ragged || r.bytes > SONDE_MAX_ROW_BYTES)
-            return fail(SONDE_INVALID, "begin step: ragged size of %llu bytes for entry %u of layout index %u: no such ragged "
-                        "entry, or above 1 GiB", static_cast<unsigned long long>(r.bytes), r.entry, r.layout_index);
+        if (l == nullptr || r.entry >= l->entries.size() || !l->entries[r.entry].ragged ||
+            r.bytes > SONDE_MAX_ROW_BYTES)
+            return fail(SONDE_INVALID,
+                        "begin step: ragged size of %llu bytes for entry %u of layout index %u: no such ragged "
+                        "entry, or above 1 GiB",
+                        static_cast<unsigned long long>(r.bytes), r.entry, r.layout_index);
     }
     step_.offsets.clear();
     step_.lengths.clear();
@@ -116,8 +120,8 @@ void sonde_writer::measure(Plan &p, uint32_t index, const sonde_range *ranges, u
 // Decides what fits now; false: waiting could help.
 bool sonde_writer::try_step(uint32_t range_count) {
     refresh();
-    step_.named = flush() && core_->plan_step(step_.plans.data(), step_.count, step_bytes(step_.count, range_count),
-                                              &step_.pos);
+    step_.named =
+        flush() && core_->plan_step(step_.plans.data(), step_.count, step_bytes(step_.count, range_count), &step_.pos);
     for (uint32_t i = 0; i < step_.count; i++) {
         Plan &p = step_.plans[i];
         if (!step_.named) p.outcome = SONDE_CONTROL_FULL;

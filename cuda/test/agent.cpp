@@ -95,7 +95,7 @@ bool Agent::receive(ring2_message *header, int timeout_ms) {
 bool Agent::map_ring() {
     for (int i = 0; i < 2; i++) {
         constexpr int must = F_SEAL_SHRINK | F_SEAL_GROW;
-        struct stat st {};
+        struct stat st{};
         const int fd = fds_[static_cast<size_t>(i)];
         if ((fcntl(fd, F_GET_SEALS) & must) != must || fstat(fd, &st) != 0) {
             why_ = "a memfd is not sealed";

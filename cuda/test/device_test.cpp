@@ -1,5 +1,5 @@
-// The device ring on a real GPU: eager steps, CUDA graphs with padding, early gathers of what is overwritten, warm-ups, a
-// ring that is full, and several rings. Tapped tensors hold the rows of rows.h; an agent in the process checks each.
+// The device ring on a real GPU: eager steps, CUDA graphs with padding, early gathers of what is overwritten, warm-ups,
+// a ring that is full, and several rings. Tapped tensors hold the rows of rows.h; an agent in the process checks each.
 
 #include <cuda_runtime_api.h>
 #include <unistd.h>
@@ -25,7 +25,8 @@ void ok(cudaError_t e) {
     std::exit(1);
 }
 
-// A "model" whose tensors are the rows of one layout, padded to most_rows, filled from pinned staging memory on its stream.
+// A "model" whose tensors are the rows of one layout, padded to most_rows, filled from pinned staging memory on its
+// stream.
 struct Model {
     Model() {
         ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));

@@ -64,7 +64,8 @@ const char *ReaderCore::check(const ring2_desc &d) const {
     for (uint64_t seq = release_; seq != next_; seq++) {
         const Slot &s = slots_[seq & ring_.mask];
         if (s.lost) continue;
-        return d.data_pos + size - s.pos > ring_.data_bytes() ? "a payload overlaps one that was not released" : nullptr;
+        return d.data_pos + size - s.pos > ring_.data_bytes() ? "a payload overlaps one that was not released"
+                                                              : nullptr;
     }
     return nullptr;
 }
@@ -97,14 +98,13 @@ void ReaderCore::set_release(uint64_t seq) {
     while (seq != release_ && seq != next_ && slots_[seq & ring_.mask].inside) seq--;
     if (seq == release_) return;
     release_ = seq;
-    // Pairs with the acquire load in WriterCore::refresh: our reads of what lies below come before the writer's next writes
-    // there.
+    // Pairs with the acquire load in WriterCore::refresh: our reads of what lies below come before the writer's next
+    // writes there.
     shared(ring_.consumer->release_seq).store(seq, std::memory_order_release);
 }
 
 bool ReaderCore::ready() const {
-    return next_ - release_ < ring_.desc_count() &&
-           shared(ring_.desc(next_).commit).load(poll_order) == next_ + 1;
+    return next_ - release_ < ring_.desc_count() && shared(ring_.desc(next_).commit).load(poll_order) == next_ + 1;
 }
 
 void ReaderCore::arm() const { shared(ring_.consumer->need_wakeup).exchange(1, std::memory_order_seq_cst); }

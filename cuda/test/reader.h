@@ -1,5 +1,5 @@
-// ReaderCore reads one ring that an untrusted writer fills, as ABI.md section 4 says. It is the reader of the tests: the
-// agent's own is ring2/core_reader.go.
+// ReaderCore reads one ring that an untrusted writer fills, as ABI.md section 4 says. It is the reader of the tests:
+// the agent's own is ring2/core_reader.go.
 #pragma once
 
 #include <cstdint>

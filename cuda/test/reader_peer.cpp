@@ -1,8 +1,8 @@
 // An agent in C++ for tests of writers:
 //   reader_peer SOCKET [die_after=RECORDS]
-// Takes one engine, checks every row by its identity (rows.h), releases, and prints what it saw as JSON when the engine is
-// gone. With die_after it kills itself, in the middle of whatever it was doing. Exit status: 0 everything was read, 1 a row
-// is wrong, 2 wrong usage, 3 no engine came or its ring is of no use.
+// Takes one engine, checks every row by its identity (rows.h), releases, and prints what it saw as JSON when the engine
+// is gone. With die_after it kills itself, in the middle of whatever it was doing. Exit status: 0 everything was read,
+// 1 a row is wrong, 2 wrong usage, 3 no engine came or its ring is of no use.
 
 #include <csignal>
 
@@ -41,8 +41,9 @@ int main(int argc, char **argv) {
             captures++;
         }
     }
-    std::printf("{\"first\":%" PRIu64 ",\"next\":%" PRIu64 ",\"rows\":%" PRIu64 ",\"steps\":%" PRIu64 ",\"captures\":%" PRIu64
-                ",\"aborted\":%" PRIu64 ",\"lost\":%" PRIu64 ",\"snapshot\":%zu,\"bye\":%s,\"end\":%s}\n",
+    std::printf("{\"first\":%" PRIu64 ",\"next\":%" PRIu64 ",\"rows\":%" PRIu64 ",\"steps\":%" PRIu64
+                ",\"captures\":%" PRIu64 ",\"aborted\":%" PRIu64 ",\"lost\":%" PRIu64
+                ",\"snapshot\":%zu,\"bye\":%s,\"end\":%s}\n",
                 first, agent.core().next(), rows, steps, captures, aborted, agent.lost(), agent.snapshot().size(),
                 bye ? "true" : "false", next == Agent::Next::end ? "true" : "false");
     return next == Agent::Next::end ? 0 : 3;

@@ -1,5 +1,5 @@
-// The reductions against plain references: every half and bf16 there is, rounding at the middle, and thinning against the
-// definition, token by token.
+// The reductions against plain references: every half and bf16 there is, rounding at the middle, and thinning against
+// the definition, token by token.
 
 #include <bit>
 #include <cmath>
@@ -115,14 +115,21 @@ void thinning_keeps_every_token_named() {
     for (int run = 0; run < 2000; run++) {
         std::vector<sonde_range> in(1 + random() % 5), out(4096);
         for (sonde_range &r : in)
-            r = {random() % 9, static_cast<uint32_t>(random() % 50), static_cast<uint32_t>(1 + random() % 40), 1,
-                 SONDE_PREFILL, static_cast<uint8_t>(random() % 2), 0, random() % 8};
+            r = {random() % 9,
+                 static_cast<uint32_t>(random() % 50),
+                 static_cast<uint32_t>(1 + random() % 40),
+                 1,
+                 SONDE_PREFILL,
+                 static_cast<uint8_t>(random() % 2),
+                 0,
+                 random() % 8};
         const sonde_thinning t{static_cast<uint32_t>(random() % 5), static_cast<uint32_t>(random() % 20)};
         const uint64_t mask = 1 + random() % 7;
         std::vector<uint32_t> rows(4096), want;
         uint32_t pieces = 0, row_count = 0, at = 0, inside = 0, all_rows = 0;
         CHECK_EQUAL(sonde_thin_ranges(in.data(), static_cast<uint32_t>(in.size()), &t, mask, out.data(), 4096, &pieces,
-                                      rows.data(), 4096, &row_count), SONDE_OK);
+                                      rows.data(), 4096, &row_count),
+                    SONDE_OK);
         for (const sonde_range &r : in) {
             for (uint32_t i = 0; i < r.count; i++) {
                 const sonde_range &p = out[at];
@@ -142,7 +149,8 @@ void thinning_keeps_every_token_named() {
         rows.resize(row_count);
         CHECK(rows == want);
         CHECK_EQUAL(sonde_thin_ranges(in.data(), static_cast<uint32_t>(in.size()), &t, mask, out.data(), pieces - 1,
-                                      &pieces, rows.data(), 4096, &row_count), SONDE_FULL);
+                                      &pieces, rows.data(), 4096, &row_count),
+                    SONDE_FULL);
     }
 }
 

@@ -1,5 +1,5 @@
-// The ring on heap memory: the golden ring and the vectors that every writer shares, and random steps against the reader.
-// Built a second time with AddressSanitizer, where the memory behind both parts of the ring is poisoned.
+// The ring on heap memory: the golden ring and the vectors that every writer shares, and random steps against the
+// reader. Built a second time with AddressSanitizer, where the memory behind both parts of the ring is poisoned.
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -131,8 +131,8 @@ void the_golden_ring_is_read() {
     CHECK(check_config(memory.ctl(), ctl_bytes(16), 4096, &config) == nullptr);
     CHECK_EQUAL(config.epoch, 0x0102030405060709);
     ReaderCore reader(memory.ring(), 0);
-    const uint16_t kinds[] = {RING2_KIND_MODEL, RING2_KIND_LAYOUT, RING2_KIND_REQUEST_OPEN, RING2_KIND_STEP,
-                              RING2_KIND_CAPTURE, RING2_KIND_STEP, RING2_KIND_CAPTURE, RING2_KIND_STEP,
+    const uint16_t kinds[] = {RING2_KIND_MODEL,   RING2_KIND_LAYOUT,      RING2_KIND_REQUEST_OPEN, RING2_KIND_STEP,
+                              RING2_KIND_CAPTURE, RING2_KIND_STEP,        RING2_KIND_CAPTURE,      RING2_KIND_STEP,
                               RING2_KIND_CAPTURE, RING2_KIND_REQUEST_END, RING2_KIND_BYE};
     Record r;
     for (const uint16_t kind : kinds) {
@@ -196,9 +196,11 @@ void every_payload_equals_its_vector() {
     encode_layout(b, l);
     check_vector("LAYOUT", b);
     const sonde_label labels[] = {{"team", "safety"}, {"", nullptr}};
-    encode_request(b, {9007199254740993, "chatcmpl-\xc3\xa9", "seq-4", "acme", "lora-a",
-                       "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", 1, 5, 256, 1, 1700000000123456789,
-                       labels, 2, 0}, 0);
+    encode_request(b,
+                   {9007199254740993, "chatcmpl-\xc3\xa9", "seq-4", "acme", "lora-a",
+                    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", 1, 5, 256, 1, 1700000000123456789,
+                    labels, 2, 0},
+                   0);
     check_vector("REQUEST_OPEN", b);
     const StepLayout layouts[] = {{7, 0, 1001}, {8, 2, 0}};
     const sonde_range ranges[] = {{3, 0, 2, 0, 0, 0, 0, 3}, {4, 17, 1, 1, 2, 1, 0, 1}};

@@ -1,5 +1,5 @@
-// The rows of the tests: what stands in byte i of a row follows from its identity alone, so that a reader who is given a
-// STEP can tell whether each row belongs to its request and position. The Go side computes the same.
+// The rows of the tests: what stands in byte i of a row follows from its identity alone, so that a reader who is given
+// a STEP can tell whether each row belongs to its request and position. The Go side computes the same.
 #pragma once
 
 #include <cstdint>

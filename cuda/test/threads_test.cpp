@@ -70,8 +70,8 @@ void write_all(sonde_writer *w, uint32_t layout, Copies &copies) {
     copies.done = true;
 }
 
-// Reads until the BYE and returns the rows. It asks to be woken after 64 empty polls, as an agent does: the handshake orders
-// the threads as well, and if it came each time it would hide a missing ordering of the commit word.
+// Reads until the BYE and returns the rows. It asks to be woken after 64 empty polls, as an agent does: the handshake
+// orders the threads as well, and if it came each time it would hide a missing ordering of the commit word.
 uint64_t read_all(const sonde_writer *w) {
     ReaderCore reader(w->ring(), 0);
     ParsedStep step;

@@ -1,8 +1,9 @@
 // An engine on libsonde for tests of the agent:
 //   writer_peer SOCKET STEPS [mode=complete] [descs=64] [bytes=262144] [requests=4] [detach=1] [pause_us=0] [wait_s=20]
-// Sequences 1 to `requests` compute random runs of tokens; what their rows hold follows from their identity (rows.h). With
-// detach=1 every third capture is completed later by another thread. Prints its statistics as JSON when the agent has
-// released everything. Exit status: 0 all was said, 2 wrong usage, 3 the agent did not release everything in wait_s.
+// Sequences 1 to `requests` compute random runs of tokens; what their rows hold follows from their identity (rows.h).
+// With detach=1 every third capture is completed later by another thread. Prints its statistics as JSON when the agent
+// has released everything. Exit status: 0 all was said, 2 wrong usage, 3 the agent did not release everything in
+// wait_s.
 
 #include <cinttypes>
 #include <cstring>

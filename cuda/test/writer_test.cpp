@@ -147,7 +147,8 @@ void rows_reach_the_agent_and_the_end_is_clean() {
     Seen seen;
     std::thread reading([&] { CHECK(drain(agent, &seen, 5000) == Agent::Next::end); });
     uint32_t captured = 0;
-    for (uint32_t i = 0; i < 500; i++) captured += write_step(w.get(), layout, range_at(7, i, 1 + i % 3)) == SONDE_CAPTURED;
+    for (uint32_t i = 0; i < 500; i++)
+        captured += write_step(w.get(), layout, range_at(7, i, 1 + i % 3)) == SONDE_CAPTURED;
     end_request(w.get(), 7);
     CHECK_EQUAL(sonde_writer_close(w.get(), 5 * second), SONDE_OK);
     reading.join();
@@ -386,9 +387,9 @@ void a_forked_child_is_refused_and_hides_no_death() {
     CHECK(child >= 0);
     if (child == 0) {
         const sonde_range range = range_at(1, 0, 1);
-        const bool refused =
-            sonde_begin_step(w.get(), &range, 1, &layout, 1, nullptr, 0, nullptr) == SONDE_FORKED &&
-            sonde_writer_close(w.get(), 0) == SONDE_FORKED && sonde_step_span(w.get(), 0, 0, nullptr) == nullptr;
+        const bool refused = sonde_begin_step(w.get(), &range, 1, &layout, 1, nullptr, 0, nullptr) == SONDE_FORKED &&
+                             sonde_writer_close(w.get(), 0) == SONDE_FORKED &&
+                             sonde_step_span(w.get(), 0, 0, nullptr) == nullptr;
         close(pipe_fds[1]);
         char byte = 0;
         while (read(pipe_fds[0], &byte, 1) > 0) { // until the parent lets go
