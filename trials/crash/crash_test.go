@@ -175,7 +175,7 @@ func TestNoRowVanishesSilentlyWhenBothEndsDie(t *testing.T) {
 		}
 	})
 	t.Run("over the budget", func(t *testing.T) {
-		w := &world{T: t, policy: producer.Policy{BudgetBytesPerS: 20_000, Rules: []producer.Rule{
+		w := &world{T: t, policy: producer.Policy{BudgetBytesPerS: 5_000, Rules: []producer.Rule{
 			{Hooks: []string{"token_ids"}, Layers: all, Priority: 1}, {Hooks: []string{"*"}, Layers: all}}}}
 		if a := w.survive(40); a.Dropped["budget"] == 0 {
 			t.Errorf("seed %d: nothing was over the budget", w.seed)

@@ -82,6 +82,10 @@ func runEngine(dir string) error {
 	if err != nil {
 		return err
 	}
+	// The engine before this one may have died in the middle of a line.
+	if _, err := f.WriteString("\n"); err != nil {
+		return err
+	}
 	e := &engine{r: rand.New(rand.NewPCG(seed, 1)), w: w, witness: f}
 	if err := e.begin(); err != nil {
 		return err

@@ -14,7 +14,8 @@ import (
 
 // CompareWithWitness compares every row of a lake at rest with what the engine
 // witnessed, and with the arithmetic model, prints the page, and is an error when
-// a row is not what it should be, or nobody says where it is.
+// a row is not what it should be, or nobody says where it is. Then it reads some
+// tensors back.
 func CompareWithWitness(ctx context.Context, out io.Writer, lakeDir, witnessDir string) (*Report, error) {
 	c := NewChecker()
 	c.Recompute = Arithmetic
@@ -34,8 +35,20 @@ func CompareWithWitness(ctx context.Context, out io.Writer, lakeDir, witnessDir 
 	}
 	r := c.Finish()
 	r.Print(out)
-	return r, r.Err()
+	if err := r.Err(); err != nil {
+		return r, err
+	}
+	rows, err := c.CheckTensors(ctx, lake, readBack)
+	if err != nil {
+		return r, fmt.Errorf("read back a tensor: %w", err)
+	}
+	fmt.Fprintf(out, "read back: %d rows of tensors of %d sequences, with the last stored pass of each position\n", rows,
+		min(readBack, len(c.names)))
+	return r, nil
 }
+
+// readBack is of how many sequences a tensor is read back.
+const readBack = 48
 
 // feed shows the checker the lake: layouts before the facts that name them.
 func feed(ctx context.Context, c *Checker, lake *lakehouse.Lake) error {

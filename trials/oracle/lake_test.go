@@ -14,6 +14,7 @@ import (
 	"sonde/engine/arithmetic"
 	"sonde/engine/model"
 	"sonde/engine/witness"
+	"sonde/lakehouse"
 	"sonde/schema"
 )
 
@@ -170,6 +171,39 @@ func TestALakeAtRestIsComparedWithItsWitness(t *testing.T) {
 	r, err := CompareWithWitness(context.Background(), &page, w.lake, w.witness)
 	if err != nil || r.Matched != 6*lakeTokens || r.Recomputed != 4*lakeTokens {
 		t.Errorf("%v, %+v\n%s", err, r, &page)
+	}
+	w.readBack()
+}
+
+// readBack lets the checker expect something else than the lake holds.
+func (w *lakeWorld) readBack() {
+	lake, err := lakehouse.Open(w.lake)
+	if err != nil {
+		w.Fatal(err)
+	}
+	for what, spoil := range map[string]func(*stripe){"": nil, "other bytes": func(s *stripe) { s.hashes[5][0] ^= 1 },
+		"not stored":    func(s *stripe) { s.state[9] = witnessed },
+		"not in tensor": func(s *stripe) { s.hashes, s.state = append(s.hashes, Hash{}), append(s.state, witnessed) }} {
+		c := NewChecker()
+		err := witness.Read(w.witness, func(r witness.Row) error {
+			c.Witness(Key{r.Epoch, r.Request, r.Sample, r.Position, r.Pass, r.Hook, r.Layer}, r.Hash)
+			return nil
+		})
+		if err == nil {
+			err = feed(context.Background(), c, lake)
+		}
+		if err != nil {
+			w.Fatal(err)
+		}
+		for _, s := range c.stripes {
+			if spoil != nil {
+				spoil(s)
+			}
+		}
+		rows, err := c.CheckTensors(context.Background(), lake, 9)
+		if (err == nil) != (spoil == nil) || err == nil && rows != 2*lakeTokens {
+			w.Errorf("%s: %d rows, %v", what, rows, err)
+		}
 	}
 }
 
