@@ -296,7 +296,7 @@ func (w *world) judge() *account.Account {
 		}
 	})
 	b := account.NewBuilder()
-	s := newStore()
+	s := newStore(w.policy.BudgetBytesPerS > 0)
 	for _, d := range w.bus.Messages() {
 		batch, err := schema.Decode(d.Data)
 		if err != nil {
