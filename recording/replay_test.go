@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -79,14 +80,32 @@ func live(t testing.TB, requests []string, hooks []string, serve func(*ring2.Ses
 	serving.Wait()
 }
 
-// tee is a session that is recorded while an agent reads it.
+// tee is a session that is recorded while an agent reads it. To the agent it is as
+// it was when the recording began, until it is read: the engine goes on meanwhile.
 type tee struct {
 	*ring2.Session
-	t testing.TB
-	w *Writer
+	t     testing.TB
+	w     *Writer
+	start Start
+	read  atomic.Bool
+}
+
+func (s *tee) ClaimSeq() uint64 {
+	if !s.read.Load() {
+		return s.start.Claim
+	}
+	return s.Session.ClaimSeq()
+}
+
+func (s *tee) Producer() ring2.ProducerCounters {
+	if !s.read.Load() {
+		return s.start.Counters.producer()
+	}
+	return s.Session.Producer()
 }
 
 func (s *tee) Next(ctx context.Context, dst []ring2.Record) ([]ring2.Record, error) {
+	s.read.Store(true)
 	before := len(dst)
 	dst, err := s.Session.Next(ctx, dst)
 	if err := s.w.Append(dst[before:]); err != nil {
@@ -188,14 +207,19 @@ func rowsOf(t testing.TB, b *bustest.Bus) string {
 func lakeOf(t testing.TB, b *bustest.Bus) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "lake")
-	m, err := materializer.New(materializer.Options{Bus: b, Lake: dir, CommitInterval: 10 * time.Millisecond})
+	m, err := materializer.New(materializer.Options{Bus: b, Lake: dir, CommitInterval: 10 * time.Millisecond,
+		RetainBytes: 1 << 40})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(ctx) }()
-	for m.Committed() <= uint64(len(b.Messages())) && t.Context().Err() == nil {
+	info, err := b.Info(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for m.Committed() <= info.Last && t.Context().Err() == nil {
 		time.Sleep(5 * time.Millisecond)
 	}
 	stop()
@@ -246,12 +270,13 @@ func TestReplayEqualsTheLiveRun(t *testing.T) {
 			return
 		}
 		defer r.Close()
-		w, err := newWriter(dir, startOf(s, "test"), s.Snapshot(), r.o, &r.budget)
+		start := startOf(s, "test")
+		w, err := newWriter(dir, start, s.Snapshot(), r.o, &r.budget)
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		counted = attach(t, liveBus, &tee{s, t, w})
+		counted = attach(t, liveBus, &tee{Session: s, t: t, w: w, start: start})
 	})
 	replayBus := bustest.New()
 	defer replayBus.Close()
