@@ -176,6 +176,14 @@ func forEachBroker(t *testing.T, test func(t *testing.T, k *broker)) {
 	}
 }
 
+// forEachMortalBroker leaves out the server in the own process: it is not killed
+// alone.
+func forEachMortalBroker(t *testing.T, test func(t *testing.T, k *broker)) {
+	for _, name := range []string{"memory", "process"} {
+		t.Run(name, func(t *testing.T) { t.Parallel(); test(t, brokers[name](t)) })
+	}
+}
+
 // publisher publishes numbered messages and keeps what became of them.
 type publisher struct {
 	b       bus.Bus

@@ -35,10 +35,7 @@ func TestEveryAcknowledgedMessageIsReadBackInOrder(t *testing.T) {
 }
 
 func TestBrokerThatIsKilledInMidPublishLosesNothing(t *testing.T) {
-	forEachBroker(t, func(t *testing.T, k *broker) {
-		if k.down == nil {
-			t.Skip("a server in the own process is not killed alone")
-		}
+	forEachMortalBroker(t, func(t *testing.T, k *broker) {
 		rng := random(t)
 		b := k.open(t, 0)
 		one, two := newPublisher(b, "one", 5000), newPublisher(b, "two", 50_000)
