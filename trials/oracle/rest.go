@@ -3,6 +3,9 @@ package oracle
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,19 +35,45 @@ func AwaitRest(ctx context.Context, lakeDir, witnessDir string, limit time.Durat
 }
 
 // AwaitObituaries waits until every epoch is closed but the one of the engine
-// that runs: the engine tells what died with those before it.
+// that runs, the newest: it tells what died with those before it.
 func AwaitObituaries(ctx context.Context, lakeDir, witnessDir string, limit time.Duration) error {
 	witnessed, err := witnessedEpochs(witnessDir)
 	if err != nil {
 		return err
 	}
+	running, err := newestEpoch(witnessDir)
+	if err != nil {
+		return err
+	}
 	return await(ctx, lakeDir, limit, func(ctx context.Context, lake *lakehouse.Lake) error {
 		open, err := openEpochs(ctx, lake, witnessed)
-		if err == nil && len(open) > 1 {
+		open = slices.DeleteFunc(open, func(id string) bool { return id == running })
+		if err == nil && len(open) > 0 {
 			err = fmt.Errorf("%d epochs are not closed: %s", len(open), strings.Join(open, " "))
 		}
 		return err
 	})
+}
+
+// newestEpoch is the epoch of the witness file that was written to last, in 16
+// hex digits.
+func newestEpoch(dir string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.witness"))
+	if err != nil {
+		return "", fmt.Errorf("list the engine's witness: %w", err)
+	}
+	var newest string
+	var when time.Time
+	for _, name := range files {
+		info, err := os.Stat(name)
+		if err != nil {
+			return "", fmt.Errorf("list the engine's witness: %w", err)
+		}
+		if info.ModTime().After(when) {
+			newest, when = strings.TrimSuffix(filepath.Base(name), ".witness"), info.ModTime()
+		}
+	}
+	return newest, nil
 }
 
 // await asks each new version of a lake until there is nothing to wait for.
