@@ -195,6 +195,21 @@ func TestOverlappingFactsCountARowOnce(t *testing.T) {
 	l.want(Account{Expected: 18, Stored: 18})
 }
 
+// The agent's policy changed while a step that the ring dropped was not released.
+func TestADroppedStepThatTwoPoliciesNameCountsOnce(t *testing.T) {
+	l := newLedger(t)
+	for _, entries := range []string{"0-1", "1-2", "0-1"} {
+		f := expect(10, 0, 0, 0, 4)
+		f.Outcome, f.Reason, f.Entries, f.Rows = schema.OutcomeDropped, "no_space", entries, 8
+		l.must(f)
+		f.Seq = 12
+		f.Layout = 9 // never defined: each of its names counts
+		l.must(f)
+	}
+	l.close()
+	l.want(Account{Expected: 28, Dropped: map[string]uint64{"no_space": 28}})
+}
+
 func TestMergedHullsCountTheirExactRows(t *testing.T) {
 	l := newLedger(t)
 	l.must(schema.LedgerRow{Seq: 20, Fact: schema.FactMissing, Number: 5, Position: 3, Count: 900, Stride: 1, Layout: 7,

@@ -110,7 +110,7 @@ type chain struct {
 	repeats uint64
 	counts  *HookCounts
 	at      int    // next span of set.sorted
-	seen    uint64 // capture that the scratch is about
+	seen    uint64 // turn of the judge that the scratch is about
 
 	wanted, left rowBits
 	end          uint64 // one past the last wanted row

@@ -46,8 +46,14 @@ type judge struct {
 
 	e       *epoch
 	capture uint64
+	turn    uint64   // counts the captures and steps judged
 	facts   []record // expected facts of this capture
 	touched []*chain
+}
+
+func (j *judge) begin(capture uint64, facts []record) {
+	j.capture, j.facts = capture, facts
+	j.turn++
 }
 
 func (j *judge) epoch(e *epoch) {
@@ -71,9 +77,12 @@ func (j *judge) epoch(e *epoch) {
 		}
 	}
 	byCapture(e.expected)
-	at := 0
-	for ; at < len(e.expected) && e.expected[at].capture == 0; at++ {
-		j.neverCaptured(&e.expected[at])
+	at, _ := slices.BinarySearchFunc(e.expected, 1, func(r record, capture int) int {
+		return cmp.Compare(r.capture, uint64(capture))
+	})
+	for _, group := range bySteps(e.expected[:at]) {
+		j.begin(0, group)
+		j.drop()
 	}
 	x := explanations{dead: sorted(e.dead), aborted: sorted(e.aborted), dropped: sorted(e.dropped), lost: sorted(e.lost)}
 	for at < len(e.expected) {
@@ -81,7 +90,7 @@ func (j *judge) epoch(e *epoch) {
 		for end < len(e.expected) && e.expected[end].capture == e.expected[at].capture {
 			end++
 		}
-		j.capture, j.facts = e.expected[at].capture, e.expected[at:end]
+		j.begin(e.expected[at].capture, e.expected[at:end])
 		j.judge(x.of(j.capture))
 		at = end
 	}
@@ -117,9 +126,27 @@ func (j *judge) neverCaptured(r *record) {
 	}
 }
 
+// drop counts the rows of one layout of a step that the ring dropped. Two agents
+// with different policies may have named them differently: each row counts once.
+func (j *judge) drop() {
+	j.expect(func(f *record, rows uint64) { j.a.Dropped[j.b.names[f.reason]] += rows })
+	for i := range j.facts {
+		f := &j.facts[i]
+		j.chains(f, func(c *chain) {
+			if n := c.left.take(f.run); n > 0 {
+				j.a.Dropped[j.b.names[f.reason]] += n
+			}
+		})
+	}
+}
+
 // judge gives each expected row of the capture at hand its class.
 func (j *judge) judge(x explanations) {
-	j.expect()
+	j.expect(func(f *record, rows uint64) {
+		j.unclassed(j.hook(""), rows, func() string {
+			return fmt.Sprintf("%s: its layout %d was never defined with all of its entries", j.factName(f), f.layout)
+		})
+	})
 	for _, c := range j.touched {
 		j.store(c)
 	}
@@ -142,15 +169,16 @@ func (j *judge) judge(x explanations) {
 	}
 }
 
-// expect marks the rows that the facts of this capture name.
-func (j *judge) expect() {
+// expect marks the rows that the facts at hand name. unknown is told of those of
+// entries that no layout fact defines.
+func (j *judge) expect(unknown func(f *record, rows uint64)) {
 	j.touched = j.touched[:0]
 	for i := range j.facts {
 		f := &j.facts[i]
 		j.a.Filtered += f.filtered
 		j.chains(f, func(c *chain) {
-			if c.seen != j.capture {
-				c.seen, c.end = j.capture, 0
+			if c.seen != j.turn {
+				c.seen, c.end = j.turn, 0
 				j.touched = append(j.touched, c)
 			}
 			c.end = max(c.end, f.run.end())
@@ -161,13 +189,11 @@ func (j *judge) expect() {
 	}
 	for i := range j.facts {
 		f := &j.facts[i]
-		unknown := j.chains(f, func(c *chain) { c.wanted.set(f.run) })
-		if n := uint64(unknown) * uint64(f.run.count); n > 0 {
+		undefined := j.chains(f, func(c *chain) { c.wanted.set(f.run) })
+		if n := uint64(undefined) * uint64(f.run.count); n > 0 {
 			j.a.Expected += n
 			j.hook("").Expected += n
-			j.unclassed(j.hook(""), n, func() string {
-				return fmt.Sprintf("%s: its layout %d was never defined with all of its entries", j.factName(f), f.layout)
-			})
+			unknown(f, n)
 		}
 	}
 	for _, c := range j.touched {
@@ -264,7 +290,7 @@ func (j *judge) explain(r *record) uint64 {
 		return n
 	}
 	j.chains(r, func(c *chain) {
-		if c.seen == j.capture {
+		if c.seen == j.turn {
 			n += c.left.take(r.run)
 		}
 	})
@@ -359,6 +385,21 @@ func distinct(facts []record) []record {
 	}
 	slices.SortStableFunc(facts, identity)
 	return slices.CompactFunc(facts, func(a, b record) bool { return identity(a, b) == 0 })
+}
+
+// bySteps groups facts by step and layout.
+func bySteps(facts []record) (groups [][]record) {
+	compare := func(a, b record) int { return cmp.Or(cmp.Compare(a.seq, b.seq), cmp.Compare(a.layout, b.layout)) }
+	slices.SortStableFunc(facts, compare)
+	for len(facts) > 0 {
+		n := 1
+		for n < len(facts) && compare(facts[0], facts[n]) == 0 {
+			n++
+		}
+		groups = append(groups, facts[:n])
+		facts = facts[n:]
+	}
+	return groups
 }
 
 func byCapture(facts []record) {
