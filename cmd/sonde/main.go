@@ -70,6 +70,8 @@ Start here:
   sonde run                       agent, bus, materializer and detectors in one process
   sonde engine --model arithmetic an engine that connects to it
   sonde lake --help               look into a dataset
+  sonde doctor                    examine this machine and configuration
+  sonde top                       watch a running pipeline
 
 Exit codes: 0 ok, 1 the environment is unusable or a check failed, 2 wrong usage or configuration.`,
 		SilenceErrors: true,
@@ -95,6 +97,7 @@ func commands() []*cobra.Command {
 		replayCommand(),
 		tapCommand(),
 		topCommand(),
+		doctorCommand(),
 		validateCommand(),
 		configCommand(),
 		versionCommand(),

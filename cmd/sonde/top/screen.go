@@ -123,7 +123,8 @@ func (b *Bus) lines() []string {
 	out := []string{fmt.Sprintf("BUS      %s  %s messages  %s of %s  unacked %s", state, count(b.Messages), size(b.Bytes),
 		limit, size(b.WindowBytes))}
 	if b.FailuresS > 0 {
-		out = append(out, fmt.Sprintf("         LOOK: publishing failed and was repeated %s times a second", count(b.FailuresS)))
+		out = append(out, fmt.Sprintf("         LOOK: publishing failed and was repeated %s times a second",
+			count(b.FailuresS)))
 	}
 	return out
 }
@@ -134,7 +135,8 @@ func (l *Lake) lines() []string {
 		fmt.Sprintf("         %s commits, half in %s  failed %s  dead letters %s", count(l.Commits), seconds(l.CommitP50S),
 			count(l.Failures), count(l.DeadLetters))}
 	if l.TrimmedAway > 0 {
-		out = append(out, fmt.Sprintf("         LOOK: %s messages were trimmed before they were stored", count(l.TrimmedAway)))
+		out = append(out, fmt.Sprintf("         LOOK: %s messages were trimmed before they were stored",
+			count(l.TrimmedAway)))
 	}
 	return out
 }

@@ -84,9 +84,11 @@ func wholeView(t testing.TB) *View {
 	no, yes := false, true
 	v := &View{Processes: []Process{{URL: "http://a:9464", Ready: &no, Missing: []string{
 		"detector: harm refuses resid_post layer 2 of engine \"llm\": shape [64]"}},
-		{URL: "http://b:9464", Error: "connect: connection refused"}, {URL: "http://c:8000"}, {URL: "http://d:1", Ready: &yes}}}
+		{URL: "http://b:9464", Error: "connect: connection refused"}, {URL: "http://c:8000"},
+		{URL: "http://d:1", Ready: &yes}}}
 	v.add("http://a:9464", window{old: at(t, 10, pipelineText(1)), now: at(t, 15, pipelineText(11))})
-	v.add("http://c:8000", window{old: at(t, 10, engineText), now: at(t, 15, strings.ReplaceAll(engineText, "100", "350"))})
+	later := strings.ReplaceAll(engineText, "100", "350")
+	v.add("http://c:8000", window{old: at(t, 10, engineText), now: at(t, 15, later)})
 	v.sort()
 	v.Lake.UnchangedFor = 2
 	return v
@@ -157,7 +159,8 @@ func TestARestartedProcessHasNoNegativeRates(t *testing.T) {
 
 // The quantiles must be those of the window, not of the life of the process.
 func TestOldLatenciesDoNotHideNewOnes(t *testing.T) {
-	const form = "# TYPE h histogram\nh_bucket{le=\"1\"} %d\nh_bucket{le=\"2\"} %d\nh_bucket{le=\"+Inf\"} %d\nh_sum 1\nh_count %d\n"
+	const form = "# TYPE h histogram\nh_bucket{le=\"1\"} %d\nh_bucket{le=\"2\"} %d\n" +
+		"h_bucket{le=\"+Inf\"} %d\nh_sum 1\nh_count %d\n"
 	old := at(t, 0, fmt.Sprintf(form, 1000, 1000, 1000, 1000))
 	w := window{old: old, now: at(t, 5, fmt.Sprintf(form, 1000, 1010, 1010, 1010))}
 	if p, ok := w.quantile(0.5, "h"); !ok || p != 1.5 {
@@ -180,8 +183,8 @@ func TestHostileMetricsAreAnErrorOrAView(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
-	words := []string{"NaN", "+Inf", "-Inf", "1e308", "-1e308", "\x1b[2J", "{", "}", "\"", "\n", "\\", "# TYPE ", "le=\"\"",
-		"sonde_producer_ranks{engine=\"\x00\"} ", "\xff\xfe", "18446744073709551616", "_bucket", "_sum"}
+	words := []string{"NaN", "+Inf", "-Inf", "1e308", "-1e308", "\x1b[2J", "{", "}", "\"", "\n", "\\", "# TYPE ",
+		"le=\"\"", "sonde_producer_ranks{engine=\"\x00\"} ", "\xff\xfe", "18446744073709551616", "_bucket", "_sum"}
 	text := pipelineText(3) + engineText
 	for range 2000 {
 		hostile := text
@@ -247,8 +250,8 @@ func TestOnceShowsAllProcessesAndWhatTheyWaitFor(t *testing.T) {
 	other := httptest.NewServer(http.NotFoundHandler())
 	defer other.Close()
 	var out bytes.Buffer
-	err := Top(t.Context(), Options{URLs: []string{process(t, "ready"), process(t, "bus: away\ndetector: \x1b[2Jx"), gone.URL,
-		other.URL}, Once: true, JSON: true, Interval: 10 * time.Millisecond, Out: &out})
+	err := Top(t.Context(), Options{URLs: []string{process(t, "ready"), process(t, "bus: away\ndetector: \x1b[2Jx"),
+		gone.URL, other.URL}, Once: true, JSON: true, Interval: 10 * time.Millisecond, Out: &out})
 	if err != nil {
 		t.Fatal(err)
 	}
