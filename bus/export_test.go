@@ -15,3 +15,9 @@ func SetAnswerTimeout(n *NATS, d time.Duration) {
 	defer n.pub.mu.Unlock()
 	n.pub.answerTimeout = d
 }
+
+// SetIdleCheck changes when a reader that gets nothing looks at the stream.
+func SetIdleCheck(s Subscription, d time.Duration) { s.(*subscription).idle = d }
+
+// SkippedTo is where a reader last moved on over messages of others.
+func SkippedTo(s Subscription) uint64 { return s.(*subscription).skippedTo.Load() }

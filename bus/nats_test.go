@@ -103,6 +103,46 @@ func TestSilentBrokerLosesAndDisordersNothing(t *testing.T) {
 	p.check(t, messages)
 }
 
+// A reader of a quiet hook must not hear that it missed something when messages of
+// others were trimmed.
+func TestIdleReaderMissesNothingWhenOthersAreTrimmed(t *testing.T) {
+	k := processBroker(t)
+	b := k.open(t, 0)
+	mine, others := newPublisher(b, "mine", 100), newPublisher(b, "others", 100)
+	mine.publish(deadline(t), 0)
+	s := subscribe(t, b, bus.SubscribeOptions{Filters: []string{"sonde.v1.mine"}})
+	bus.SetIdleCheck(s, 10*time.Millisecond)
+	next(t, s)
+	got := make(chan bus.Delivery)
+	go func() {
+		d, err := s.Next(deadline(t))
+		if err != nil {
+			t.Error(err)
+		}
+		got <- d
+	}()
+	for i := range 50 {
+		others.publish(deadline(t), i)
+	}
+	others.waiting.Wait()
+	info, err := b.Info(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ctx := deadline(t); bus.SkippedTo(s) <= info.Last && ctx.Err() == nil; {
+		time.Sleep(time.Millisecond)
+	}
+	if err := b.Trim(deadline(t), info.Last+1); err != nil {
+		t.Fatal(err)
+	}
+	k.down(t)
+	k.up(t)
+	mine.publish(deadline(t), 1)
+	if d := <-got; string(d.Data) != string(mine.payload(1)) {
+		t.Errorf("got position %d", d.Seq)
+	}
+}
+
 func TestStreamThatForgetsByItselfIsRefused(t *testing.T) {
 	e := startEmbedded(t, bus.EmbeddedOptions{StoreDir: t.TempDir(), Logger: quiet()})
 	defer e.Close()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -16,6 +17,9 @@ const (
 	pullBytes = 32 << 20
 	// heartbeat of a pull; a broker that misses two is taken for dead.
 	heartbeat = 5 * time.Second
+	// idleCheck is how often a reader with filters that gets nothing looks how far the
+	// stream has moved on without it.
+	idleCheck = 10 * time.Second
 	// forgetConsumer is when the broker forgets a reader that is gone.
 	forgetConsumer = time.Minute
 )
@@ -30,6 +34,9 @@ type subscription struct {
 	cancel  context.CancelFunc
 
 	next        uint64 // position wanted; 0 and FromNew until the stream was seen
+	idle        time.Duration
+	skippedTo   atomic.Uint64 // where next last moved on over messages of others
+	consumer    jetstream.Consumer
 	messages    jetstream.MessagesContext
 	stop        func() // forgets the end of the connection
 	consumerSeq uint64 // of the last message of this consumer
@@ -40,9 +47,10 @@ type subscription struct {
 }
 
 // Subscribe implements Bus. With filters, a Trim that overtakes a running reader
-// is noticed only when the reader has to start a new consumer.
+// is noticed only when the reader has to start a new consumer, and may then be told
+// although it took only messages of others.
 func (n *NATS) Subscribe(ctx context.Context, o SubscribeOptions) (Subscription, error) {
-	s := &subscription{n: n, filters: o.Filters, next: o.From, incarnation: o.Incarnation}
+	s := &subscription{n: n, filters: o.Filters, next: o.From, incarnation: o.Incarnation, idle: idleCheck}
 	if !overlap(o.Filters) { // the broker takes no filters that overlap
 		s.atNATS = o.Filters
 	}
@@ -102,9 +110,9 @@ func (s *subscription) Next(ctx context.Context) (Delivery, error) {
 			}
 			continue
 		}
-		m, err := s.messages.Next(jetstream.NextContext(ctx))
+		m, err := s.wait(ctx)
 		if err != nil {
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {
 				s.drop()
 			}
 			continue
@@ -114,6 +122,39 @@ func (s *subscription) Next(ctx context.Context) (Delivery, error) {
 		}
 	}
 	return Delivery{}, s.err
+}
+
+// wait waits for the next message of the consumer. With filters it now and then
+// ends with DeadlineExceeded, after it moved over messages of others: these may be
+// trimmed without harm to this reader.
+func (s *subscription) wait(ctx context.Context) (jetstream.Msg, error) {
+	if len(s.atNATS) == 0 {
+		return s.messages.Next(jetstream.NextContext(ctx))
+	}
+	short, cancel := context.WithTimeout(ctx, s.idle)
+	defer cancel()
+	m, err := s.messages.Next(jetstream.NextContext(short))
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		s.skip(ctx)
+	}
+	return m, err
+}
+
+// skip moves behind the end of the stream when everything up to it was delivered.
+// The end is asked for first: what comes later is not skipped. Where the broker
+// does not answer, the reader stays where it is.
+func (s *subscription) skip(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	info, err := s.n.Info(ctx)
+	if err != nil || !s.belongs(info.Incarnation) || info.Last < s.next {
+		return
+	}
+	c, err := s.consumer.Info(ctx)
+	if err == nil && c.NumPending == 0 && c.Delivered.Consumer == s.consumerSeq {
+		s.next = info.Last + 1
+		s.skippedTo.Store(s.next)
+	}
 }
 
 // take checks the place of a message: after the last one of its consumer, and,
@@ -172,6 +213,7 @@ func (s *subscription) open(ctx context.Context) error {
 		if after, err := s.look(ctx, c); err != nil || after.Incarnation != before.Incarnation {
 			return errors.Join(err, errors.New("the stream changed while a reader started"))
 		}
+		s.consumer = consumer
 		s.messages, err = consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(4096, pullBytes),
 			jetstream.PullHeartbeat(heartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
 		if err != nil {
