@@ -18,6 +18,7 @@ type NATSOptions struct {
 	Embedded    *EmbeddedServer
 	Stream      string // name of the stream that holds Subjects, "": SONDE
 	MaxBytes    int64  // bound of the stream, 0: none
+	MustExist   bool   // a missing stream is an error, also later, instead of made
 	WindowBytes int64  // published and not acknowledged, 0: 64 MiB
 	Logger      *slog.Logger
 	Registerer  prometheus.Registerer

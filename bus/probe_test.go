@@ -1,6 +1,7 @@
 package bus_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -50,5 +51,40 @@ func TestProbeNamesAStreamThatForgets(t *testing.T) {
 func TestProbeDoesNotWaitForABrokerThatIsAway(t *testing.T) {
 	if b, err := bus.Probe(deadline(t), "nats://127.0.0.1:1", "SONDE"); err == nil {
 		t.Fatalf("a broker answered where none is: %+v", b)
+	}
+}
+
+// A reader that only looks on must not make the stream, neither at the start nor
+// when it disappears under it: it would have other limits than those configured.
+func TestALookerOnMakesNoStream(t *testing.T) {
+	e := startEmbedded(t, bus.EmbeddedOptions{StoreDir: t.TempDir(), Listen: "127.0.0.1:0", Logger: quiet()})
+	o := bus.NATSOptions{URL: e.URL(), MustExist: true, Logger: quiet()}
+	if b, err := bus.OpenNATS(deadline(t), o); err == nil || !strings.Contains(err.Error(), "does not exist") {
+		t.Fatalf("open without a stream: %v, %v", b, err)
+	}
+	openNATS(t, bus.NATSOptions{Embedded: e})
+	looker := openNATS(t, o)
+	sub, err := looker.Subscribe(deadline(t), bus.SubscribeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sub.Close()
+	nc, err := nats.Connect(e.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteStream(deadline(t), "SONDE"); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := sub.Next(deadline(t)); !errors.Is(err, bus.ErrIncarnation) {
+		t.Fatalf("read a stream that is gone: %+v, %v", d, err)
+	}
+	if b, err := bus.Probe(deadline(t), e.URL(), "SONDE"); err != nil || b.Stream != nil {
+		t.Fatalf("the looker-on made the stream: %+v, %v", b, err)
 	}
 }

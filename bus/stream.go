@@ -29,6 +29,10 @@ func (o *NATSOptions) streamConfig() jetstream.StreamConfig {
 func (n *NATS) ensureStream(ctx context.Context, c *connection) (*jetstream.StreamInfo, error) {
 	s, err := c.js.Stream(ctx, n.o.Stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		if n.o.MustExist {
+			return nil, errPermanent{fmt.Errorf("stream %s does not exist; start sonde run, which makes it: %w", n.o.Stream,
+				ErrIncarnation)}
+		}
 		if s, err = c.js.CreateStream(ctx, n.o.streamConfig()); err == nil {
 			n.log.Info("made the stream", "stream", n.o.Stream, "max_bytes", n.o.MaxBytes)
 			return s.CachedInfo(), nil

@@ -139,7 +139,7 @@ func openExistingBus(c *cobra.Command, conf config.Bus) (*bus.NATS, error) {
 	}
 	log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	return bus.OpenNATS(ctx, bus.NATSOptions{URL: address, Stream: conf.Stream, MaxBytes: int64(broker.Stream.MaxBytes),
-		Logger: log})
+		MustExist: true, Logger: log})
 }
 
 // redacted is an address without the password in it.

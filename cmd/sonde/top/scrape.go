@@ -184,6 +184,37 @@ func (s *scrape) by(label, name string, labels ...string) map[string]float64 {
 	return out
 }
 
+// split gives each pair of values of two labels its own series. Looking for each in
+// all of them would take a minute with the series of a hostile process.
+func (s *scrape) split(a, b string) map[[2]string]*scrape {
+	out := map[[2]string]*scrape{}
+	for name, samples := range s.families {
+		for _, v := range samples {
+			key := [2]string{v.labels[a], v.labels[b]}
+			part := out[key]
+			if part == nil {
+				part = &scrape{at: s.at, families: map[string][]sample{}}
+				out[key] = part
+			}
+			part.families[name] = append(part.families[name], v)
+		}
+	}
+	return out
+}
+
+// split does so with both ends, for the pairs that there are now.
+func (w window) split(a, b string) map[[2]string]window {
+	old, out := w.old.split(a, b), map[[2]string]window{}
+	for key, now := range w.now.split(a, b) {
+		before := old[key]
+		if before == nil {
+			before = &scrape{at: w.old.at}
+		}
+		out[key] = window{old: before, now: now}
+	}
+	return out
+}
+
 // window is what one process said at the ends of a stretch of time.
 type window struct{ old, now *scrape }
 
@@ -204,23 +235,21 @@ func (w window) rate(name string, labels ...string) float64 {
 // quantile estimates that of a histogram in the window, or, when nothing came in it,
 // since the process started. ok is false when nothing ever came. The last bucket has
 // no end, so its start is given.
-func (w window) quantile(q float64, name string, labels ...string) (value float64, ok bool) {
-	all := w.now.buckets(name, labels)
-	recent := subtract(all, w.old.buckets(name, labels))
+func (w window) quantile(q float64, name string) (value float64, ok bool) {
+	all := w.now.buckets(name)
+	recent := subtract(all, w.old.buckets(name))
 	if v, ok := quantile(q, recent); ok {
 		return v, true
 	}
 	return quantile(q, all)
 }
 
-// buckets adds up the buckets of the series with some labels.
-func (s *scrape) buckets(name string, labels []string) []bucket {
+// buckets adds up the buckets of all series of a histogram.
+func (s *scrape) buckets(name string) []bucket {
 	counts := map[float64]float64{}
 	for _, v := range s.families[name] {
-		if v.matches(labels) {
-			for _, b := range v.hist {
-				counts[b.upper] += b.count
-			}
+		for _, b := range v.hist {
+			counts[b.upper] += b.count
 		}
 	}
 	out := make([]bucket, 0, len(counts))

@@ -146,6 +146,7 @@ func TestTinyTerminalsHoldEveryView(t *testing.T) {
 func TestARestartedProcessHasNoNegativeRates(t *testing.T) {
 	v := &View{}
 	v.add("a", window{old: at(t, 10, pipelineText(50)), now: at(t, 15, pipelineText(1))})
+	v.sort()
 	for _, r := range v.Ranks {
 		if r.RowsPerS < 0 || r.DroppedPerS < 0 {
 			t.Errorf("rank %s: %v rows/s", r.Rank, r.RowsPerS)
@@ -221,6 +222,23 @@ func (endless) Read(p []byte) (int, error) {
 func TestEndlessMetricsEnd(t *testing.T) {
 	if _, err := parse(endless{}); err == nil || !strings.Contains(err.Error(), "more than 16 MiB") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestManyRanksAreAddedUpOnce(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("sonde_producer_ranks 1\n")
+	const ranks = 20_000
+	for i := range ranks {
+		fmt.Fprintf(&b, "sonde_producer_ring_records{engine=\"e\",rank=\"%d\"} %d\n", i, i)
+		fmt.Fprintf(&b, "sonde_producer_rows_total{engine=\"e\",rank=\"%d\",class=\"acknowledged\"} %d\n", i, i)
+		fmt.Fprintf(&b, "sonde_detector_ready{detector=\"%d\"} 1\n", i)
+	}
+	s, v := at(t, 1, b.String()), &View{}
+	v.add("a", window{old: &scrape{at: time.Unix(0, 0)}, now: s})
+	v.sort()
+	if len(v.Ranks) != ranks || len(v.Detectors) != ranks || v.Ranks[0].RowsPerS != ranks-1 {
+		t.Errorf("%d ranks, %d detectors, %+v", len(v.Ranks), len(v.Detectors), v.Ranks[0])
 	}
 }
 

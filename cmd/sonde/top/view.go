@@ -172,16 +172,16 @@ func (v *View) addAgent(w window) {
 }
 
 func (v *View) addRanks(w window) {
-	for _, r := range w.now.families["sonde_producer_ring_records"] {
-		engine, rank := r.labels["engine"], r.labels["rank"]
-		of := []string{"engine", engine, "rank", rank}
-		one := Rank{Engine: clip(engine), Rank: clip(rank), RingRecords: r.value,
-			RowsPerS:      w.rate(rowsMetric, append(of, "class", "acknowledged")...),
-			DroppedPerS:   w.rate(rowsMetric, append(of, "class", "dropped")...),
-			HeldBytes:     w.now.sum("sonde_producer_held_bytes", of...),
-			InFlightRows:  w.now.sum("sonde_producer_inflight_rows", of...),
-			InFlightBytes: w.now.sum("sonde_producer_inflight_bytes", of...),
-			OldestBatchS:  w.now.sum("sonde_producer_oldest_batch_seconds", of...)}
+	for key, r := range w.split("engine", "rank") {
+		if !r.now.has("sonde_producer_ring_records") {
+			continue
+		}
+		one := Rank{Engine: clip(key[0]), Rank: clip(key[1]), RingRecords: r.now.sum("sonde_producer_ring_records"),
+			RowsPerS: r.rate(rowsMetric, "class", "acknowledged"), DroppedPerS: r.rate(rowsMetric, "class", "dropped"),
+			HeldBytes:     r.now.sum("sonde_producer_held_bytes"),
+			InFlightRows:  r.now.sum("sonde_producer_inflight_rows"),
+			InFlightBytes: r.now.sum("sonde_producer_inflight_bytes"),
+			OldestBatchS:  r.now.sum("sonde_producer_oldest_batch_seconds")}
 		v.Ranks = append(v.Ranks, one)
 		v.Agent.OldestOpenS = max(v.Agent.OldestOpenS, one.OldestBatchS)
 	}
@@ -221,18 +221,19 @@ func (v *View) addLake(w window) {
 
 func (v *View) addDetectors(w window) {
 	const latency = "sonde_detector_tensor_to_verdict_seconds"
-	for _, d := range w.now.families["sonde_detector_ready"] {
-		of := []string{"detector", d.labels["detector"]}
-		one := Detector{Name: clip(d.labels["detector"]), Ready: d.value > 0,
-			RowsPerS: w.rate("sonde_detector_rows_total", append(of, "result", "scored")...),
-			Alerts:   w.now.sum("sonde_detector_alerts_total", of...),
-			Aborts:   w.now.sum("sonde_detector_aborts_total", of...),
-			Missing:  w.now.sum("sonde_detector_missing_tokens_total", of...),
-			Breaker:  w.now.sum("sonde_detector_breaker_open", of...) > 0}
-		if p, ok := w.quantile(0.5, latency, of...); ok && !math.IsInf(p, 0) {
+	for key, d := range w.split("detector", "") {
+		if !d.now.has("sonde_detector_ready") {
+			continue
+		}
+		one := Detector{Name: clip(key[0]), Ready: d.now.sum("sonde_detector_ready") > 0,
+			RowsPerS: d.rate("sonde_detector_rows_total", "result", "scored"),
+			Alerts:   d.now.sum("sonde_detector_alerts_total"), Aborts: d.now.sum("sonde_detector_aborts_total"),
+			Missing: d.now.sum("sonde_detector_missing_tokens_total"),
+			Breaker: d.now.sum("sonde_detector_breaker_open") > 0}
+		if p, ok := d.quantile(0.5, latency); ok && !math.IsInf(p, 0) {
 			one.P50S = &p
 		}
-		if p, ok := w.quantile(0.99, latency, of...); ok && !math.IsInf(p, 0) {
+		if p, ok := d.quantile(0.99, latency); ok && !math.IsInf(p, 0) {
 			one.P99S = &p
 		}
 		v.Detectors = append(v.Detectors, one)
