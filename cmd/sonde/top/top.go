@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -118,10 +119,14 @@ func (t *top) note(l *Lake) {
 	}
 }
 
-// why leaves out of an error of HTTP what the view says beside it.
+// why leaves out of an error of HTTP the address, which the view says beside it.
 func why(err error) string {
 	var of *url.Error
-	if errors.As(err, &of) {
+	var op *net.OpError
+	switch {
+	case errors.As(err, &op):
+		return op.Err.Error()
+	case errors.As(err, &of):
 		return of.Err.Error()
 	}
 	return err.Error()
