@@ -144,17 +144,6 @@ func TestIdleReaderMissesNothingWhenOthersAreTrimmed(t *testing.T) {
 }
 
 func TestStreamThatForgetsByItselfIsRefused(t *testing.T) {
-	e := startEmbedded(t, bus.EmbeddedOptions{StoreDir: t.TempDir(), Logger: quiet()})
-	defer e.Close()
-	nc, err := nats.Connect("", bus.InProcess(e))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
 	good := jetstream.StreamConfig{Name: "SONDE", Subjects: []string{bus.Subjects}, Discard: jetstream.DiscardNew}
 	for want, change := range map[string]func(*jetstream.StreamConfig){
 		"discard is":   func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardOld },
@@ -166,18 +155,29 @@ func TestStreamThatForgetsByItselfIsRefused(t *testing.T) {
 			c.Name = "ANOTHER"
 		},
 	} {
-		config := good
-		change(&config)
-		if _, err := js.CreateStream(deadline(t), config); err != nil {
-			t.Fatal(want, err)
-		}
-		b, err := bus.OpenNATS(deadline(t), bus.NATSOptions{Embedded: e, Logger: quiet()})
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, %v", want, b, err)
-		}
-		if err := js.DeleteStream(deadline(t), config.Name); err != nil {
-			t.Fatal(err)
-		}
+		t.Run(want, func(t *testing.T) {
+			// A server of its own: one deletes the folder of a stream in the background.
+			e := startEmbedded(t, bus.EmbeddedOptions{StoreDir: t.TempDir(), Logger: quiet()})
+			defer e.Close()
+			nc, err := nats.Connect("", bus.InProcess(e))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			js, err := jetstream.New(nc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			config := good
+			change(&config)
+			if _, err := js.CreateStream(deadline(t), config); err != nil {
+				t.Fatal(err)
+			}
+			b, err := bus.OpenNATS(deadline(t), bus.NATSOptions{Embedded: e, Logger: quiet()})
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, %v", b, err)
+			}
+		})
 	}
 }
 
