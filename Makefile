@@ -11,7 +11,7 @@ GOFILES := $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)
 SEED ?= $(shell date +%s)
 
 .PHONY: help build demo check fmt vet staticcheck tidy generate-check test race
-.PHONY: libsonde test-c test-spin fidelity torture bench-ring bench-stall clean
+.PHONY: libsonde test-c test-python test-spin fidelity torture bench-ring bench-stall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -49,6 +49,7 @@ test: build ## run every test; the last line counts them, what could not run is 
 	go test -json -count=1 -timeout 20m ./... > build/test.json || true
 	go run ./internal/testreport build/test.json
 	$(MAKE) --no-print-directory race
+	$(MAKE) --no-print-directory test-python
 
 race: ## run the tests of shared-memory and concurrent code under the race detector (needs gcc)
 	@if ! command -v gcc >/dev/null; then \
@@ -60,6 +61,22 @@ race: ## run the tests of shared-memory and concurrent code under the race detec
 	fi
 RACE_PACKAGES := ./ring2/... ./producer/... ./bus/... ./consumers/... ./engine/scheduler/... ./engine/capture/... \
 	./recording/... ./cmd/sonde/ringtap/...
+
+test-python: build ## test the Python package against real processes, in .venv (needs python3; downloads once)
+	@if ! command -v python3 >/dev/null; then \
+	  echo "NOT RUN: tests of the Python package: need python3, and none was found"; \
+	elif ! $(MAKE) --no-print-directory .venv/ready >build/python.log 2>&1; then \
+	  echo "NOT RUN: tests of the Python package: what they need could not be installed; build/python.log says why"; \
+	else \
+	  echo "Python package:"; \
+	  .venv/bin/pip install -q --disable-pip-version-check --no-index --no-deps --no-build-isolation ./hookpoint; \
+	  .venv/bin/python -m pytest -qq hookpoint/tests; \
+	fi
+
+.venv/ready: hookpoint/requirements.txt
+	python3 -m venv .venv
+	.venv/bin/pip install -q --disable-pip-version-check --retries 1 -r $<
+	touch $@
 
 test-c: ## run the tests of libsonde with and without sanitizers (needs g++)
 	@if ! command -v g++ >/dev/null; then \

@@ -22,10 +22,11 @@ func lakeCommand() *cobra.Command {
   sonde lake show                                    the newest requests
   sonde lake show REQUEST                            what is stored of a request, what is missing, and why
   sonde lake tensor REQUEST resid_post 2 --out f.npy one hook of one layer, all tokens
-  sonde lake verify                                  every expected row is stored once, or named`,
+  sonde lake verify                                  every expected row is stored once, or named
+  sonde lake card                                    a dataset card, for Hugging Face datasets and others`,
 	}
 	dir := c.PersistentFlags().String("lake", config.Default().Materializer.Lake, "folder of the dataset")
-	c.AddCommand(lakeShowCommand(dir), lakeTensorCommand(dir), lakeVerifyCommand(dir))
+	c.AddCommand(lakeShowCommand(dir), lakeTensorCommand(dir), lakeVerifyCommand(dir), lakeCardCommand(dir))
 	return c
 }
 

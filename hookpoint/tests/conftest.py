@@ -157,3 +157,14 @@ def wait_closed(p: Pipeline) -> None:
             return
         time.sleep(0.1)
     raise RuntimeError(f"the epoch was not closed in the lake:\n{p.log()}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End as the Go tests end: what could not run, and one line that counts."""
+    stats = terminalreporter.stats
+    for report in stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        terminalreporter.write_line(f"NOT RUN: {report.nodeid}: {reason.partition('NOT RUN: ')[2] or reason}")
+    failed = len(stats.get("failed", [])) + len(stats.get("error", []))
+    counts = f"{len(stats.get('passed', []))} passed, {failed} failed, {len(stats.get('skipped', []))} skipped"
+    terminalreporter.write_line(counts)
