@@ -226,8 +226,8 @@ void a_gather_that_never_ran_is_aborted() {
     CHECK_EQUAL(b.rows, 20 * 7);
 }
 
-// Gathers run ahead of the lift thread until the ring is full: those captures are aborted, all others are whole. How many
-// that is depends on the machine.
+// Gathers run ahead of the lift thread until the ring is full: those captures are aborted, all others are whole. How
+// many that is depends on the machine.
 void a_full_device_ring_refuses_whole_captures() {
     Bench b(1U << 20, 64U << 20);
     Model m;

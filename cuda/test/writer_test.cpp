@@ -1,137 +1,19 @@
 // The library through its C interface, with an agent in the same process. Built a second time with AddressSanitizer.
 
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <atomic>
+#include <fstream>
 #include <initializer_list>
+#include <iterator>
 #include <memory>
 #include <set>
 #include <string>
 #include <thread>
 
-#include "agent.h"
-#include "check.h"
-#include "rows.h"
-#include "step_parser.h"
+#include "writer_fixture.h"
 
 using namespace sonde;
 
 namespace {
-
-constexpr uint64_t second = 1000000000;
-
-std::string socket_path() {
-    static int n = 0;
-    return "/tmp/sonde-test-" + std::to_string(getpid()) + "-" + std::to_string(n++);
-}
-
-sonde_writer_options options_for(const std::string &socket) {
-    sonde_writer_options o{};
-    o.struct_bytes = sizeof o;
-    o.socket = socket.c_str();
-    o.engine_instance = "test";
-    o.desc_count = 64;
-    o.data_bytes = 256U << 10;
-    return o;
-}
-
-struct Free {
-    void operator()(sonde_writer *w) const { sonde_writer_free(w); }
-};
-using WriterPointer = std::unique_ptr<sonde_writer, Free>;
-
-WriterPointer open_writer(const sonde_writer_options &o) {
-    sonde_writer *w = nullptr;
-    CHECK_EQUAL(sonde_writer_open(&o, &w), SONDE_OK);
-    return WriterPointer(w);
-}
-
-uint32_t define_rows(sonde_writer *w) {
-    const std::vector<sonde_layout_entry> entries = row_layout();
-    uint32_t layout = 99;
-    CHECK_EQUAL(sonde_define_layout(w, entries.data(), row_entry_count, &layout), SONDE_OK);
-    return layout;
-}
-
-void open_request(sonde_writer *w, uint64_t number) {
-    sonde_request r{};
-    r.number = number;
-    r.external_id = "r";
-    CHECK_EQUAL(sonde_open_request(w, &r), SONDE_OK);
-}
-
-void end_request(sonde_writer *w, uint64_t number) {
-    sonde_request_end e{};
-    e.number = number;
-    CHECK_EQUAL(sonde_end_request(w, &e), SONDE_OK);
-}
-
-sonde_range range_at(uint64_t number, uint32_t position, uint32_t count) {
-    return {number, position, count, 0, SONDE_DECODE, 1, 0, 1};
-}
-
-// One step of one range; what becomes of its capture.
-uint32_t write_step(sonde_writer *w, uint32_t layout, const sonde_range &range) {
-    CHECK_EQUAL(sonde_begin_step(w, &range, 1, &layout, 1, nullptr, 0, nullptr), SONDE_OK);
-    const uint32_t outcome = sonde_step_outcome(w, 0);
-    for (uint32_t e = 0; e < row_entry_count; e++) {
-        uint64_t bytes = 0;
-        auto *span = static_cast<uint8_t *>(sonde_step_span(w, 0, e, &bytes));
-        CHECK((span != nullptr) == (outcome == SONDE_CAPTURED));
-        if (span == nullptr) continue;
-        CHECK_EQUAL(bytes, uint64_t{sonde_step_rows(w, 0, e)} * row_entries[e].row_bytes);
-        fill_rows(span, &range, 1, 0, e);
-    }
-    CHECK_EQUAL(sonde_commit_step(w), SONDE_OK);
-    return outcome;
-}
-
-sonde_stats stats_of(sonde_writer *w) {
-    sonde_stats s{};
-    CHECK_EQUAL(sonde_writer_stats(w, &s), SONDE_OK);
-    return s;
-}
-
-// What an agent reads until nothing comes for a while, checked row by row.
-struct Seen {
-    std::vector<uint16_t> kinds;
-    uint64_t rows = 0, aborted = 0, last_step = 0, missing_rows = 0;
-};
-
-void look_at(const Record &r, ParsedStep *step, Seen *seen) {
-    seen->kinds.push_back(r.kind);
-    if (r.kind == RING2_KIND_STEP) {
-        CHECK(parse_step(r.payload, r.bytes, step));
-        seen->last_step = step->step;
-    } else if (r.kind == RING2_KIND_MISSING) {
-        BodyReader b(r.payload, r.bytes);
-        for (uint32_t n = b.take<uint32_t>(); n > 0; n--) {
-            for (int skipped = 0; skipped < 28; skipped++) b.take<uint8_t>();
-            seen->missing_rows += b.take<uint64_t>();
-            b.take<uint64_t>();
-            b.take<uint64_t>();
-        }
-        CHECK(b.done());
-    } else if (r.kind == RING2_KIND_CAPTURE) {
-        if (r.payload == nullptr) {
-            seen->aborted++;
-        } else {
-            seen->rows += check_capture(r, *step);
-        }
-    }
-}
-
-Agent::Next drain(Agent &agent, Seen *seen, int quiet_ms) {
-    ParsedStep step;
-    Record r;
-    for (;;) {
-        const Agent::Next next = agent.next(&r, quiet_ms);
-        if (next != Agent::Next::record) return next;
-        look_at(r, &step, seen);
-        agent.release(r.seq + 1);
-    }
-}
 
 void rows_reach_the_agent_and_the_end_is_clean() {
     const std::string path = socket_path();
@@ -161,6 +43,61 @@ void rows_reach_the_agent_and_the_end_is_clean() {
     CHECK_EQUAL(sonde_commit_step(w.get()), SONDE_STATE);
     const sonde_range range = range_at(7, 0, 1);
     CHECK_EQUAL(sonde_begin_step(w.get(), &range, 1, &layout, 1, nullptr, 0, nullptr), SONDE_CLOSED);
+}
+
+Bytes bytes_of_hex(const std::string &hex) {
+    Bytes out;
+    for (size_t i = 0; i + 1 < hex.size(); i += 2)
+        out.push_back(static_cast<uint8_t>(std::stoul(hex.substr(i, 2), nullptr, 16)));
+    return out;
+}
+
+// The CAPTURE of the vectors that every writer shares, with an entry whose rows have their own lengths.
+Bytes capture_vector() {
+    std::ifstream in(RING2_TESTDATA "vectors.json");
+    const std::string json{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+    size_t at = json.find("\"hex\": \"", json.find("\"kind\": \"CAPTURE\""));
+    CHECK(at != std::string::npos);
+    at += 8;
+    return bytes_of_hex(json.substr(at, json.find('"', at) - at));
+}
+
+void a_capture_with_ragged_rows_equals_its_vector() {
+    const std::string path = socket_path();
+    Agent agent(path);
+    WriterPointer w = open_writer(options_for(path));
+    CHECK(agent.accept(5000));
+    const sonde_layout_entry entries[] = {{"resid_post", 12, SONDE_BF16, SONDE_SELECT_ALL, 0, 1, {2}, 1, 2},
+                                          {"logits", -1, SONDE_F32, SONDE_SELECT_SAMPLED, 0, 2, {1, 3}, 0, 1},
+                                          {"attn_row", 0, SONDE_U8, SONDE_SELECT_ALL, 1, 0, {}, 0, 1}};
+    uint32_t layout = 0;
+    CHECK_EQUAL(sonde_define_layout(w.get(), entries, 3, &layout), SONDE_OK);
+    write_step(w.get(), define_rows(w.get()), range_at(1, 0, 4)); // leaves bytes that must not shine through later
+    const sonde_range ranges[] = {{3, 0, 2, 0, 0, 0, 0, 1}, {4, 17, 1, 1, 2, 1, 0, 1}};
+    const sonde_ragged wrong{0, 1, 3}, ragged{0, 2, 3};
+    CHECK_EQUAL(sonde_begin_step(w.get(), ranges, 2, &layout, 1, &wrong, 1, nullptr), SONDE_INVALID);
+    CHECK_EQUAL(sonde_begin_step(w.get(), ranges, 2, &layout, 1, &ragged, 1, nullptr), SONDE_OK);
+    const uint8_t resid[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, lengths[] = {0, 1, 3, 3};
+    const float logits[] = {1, 2, 3};
+    const Bytes want = capture_vector();
+    uint64_t bytes = 0;
+    std::memcpy(sonde_step_span(w.get(), 0, 0, &bytes), resid, sizeof resid);
+    CHECK_EQUAL(bytes, sizeof resid);
+    std::memcpy(sonde_step_span(w.get(), 0, 1, &bytes), logits, sizeof logits);
+    auto *rows = static_cast<uint8_t *>(sonde_step_span(w.get(), 0, 2, &bytes));
+    CHECK_EQUAL(bytes, 4 * 8 + 3);
+    for (size_t i = 0; i < 4; i++) {
+        const uint64_t offset = lengths[i];
+        std::memcpy(rows + 8 * i, &offset, sizeof offset);
+    }
+    std::memcpy(rows + 32, "\xaa\xbb\xbb", 3);
+    CHECK_EQUAL(sonde_commit_step(w.get()), SONDE_OK);
+    Record r;
+    do CHECK(agent.next(&r, 5000) == Agent::Next::record);
+    while (r.kind != RING2_KIND_CAPTURE || r.layout != layout);
+    CHECK_EQUAL(r.bytes, align_up(want.size()));
+    CHECK(std::memcmp(r.payload, want.data(), want.size()) == 0);
+    for (size_t i = want.size(); i < r.bytes; i++) CHECK_EQUAL(r.payload[i], 0);
 }
 
 // Without a reader every row is either in the ring, or counted by reason and named in STEP or MISSING.
@@ -291,122 +228,6 @@ void complete_waits_then_gives_up_then_waits_again() {
     CHECK(captured > 0); // the reader moved: steps wait, and fit, again
 }
 
-void detached_copies_complete_later_in_any_order() {
-    const std::string path = socket_path();
-    Agent agent(path);
-    WriterPointer w = open_writer(options_for(path));
-    CHECK(agent.accept(5000));
-    const uint32_t layout = define_rows(w.get());
-    sonde_pending *pending[3] = {};
-    for (uint32_t i = 0; i < 3; i++) {
-        const sonde_range range = range_at(1, i, 2);
-        CHECK_EQUAL(sonde_begin_step(w.get(), &range, 1, &layout, 1, nullptr, 0, nullptr), SONDE_OK);
-        CHECK_EQUAL(sonde_step_detach(w.get(), 0, &pending[i]), SONDE_OK);
-        sonde_pending *again = nullptr;
-        CHECK_EQUAL(sonde_step_detach(w.get(), 0, &again), SONDE_STATE);
-        CHECK_EQUAL(sonde_commit_step(w.get()), SONDE_OK);
-    }
-    CHECK_EQUAL(stats_of(w.get()).detached, 3);
-    for (const uint32_t i : {2U, 0U, 1U}) {
-        std::thread([&, i] {
-            const sonde_range range = range_at(1, i, 2);
-            for (uint32_t e = 0; e < row_entry_count; e++) {
-                uint64_t bytes = 0;
-                fill_rows(static_cast<uint8_t *>(sonde_pending_span(pending[i], e, &bytes)), &range, 1, 0, e);
-            }
-            i == 1 ? sonde_pending_abort(pending[i]) : sonde_pending_commit(pending[i]);
-        }).join();
-    }
-    Seen seen;
-    CHECK(drain(agent, &seen, 100) == Agent::Next::timeout);
-    CHECK_EQUAL(seen.rows, 10);
-    CHECK_EQUAL(seen.aborted, 1);
-    CHECK_EQUAL(stats_of(w.get()).aborted_rows, 5);
-    CHECK_EQUAL(stats_of(w.get()).detached, 0);
-}
-
-// A copy that never ends does not stall the ring, and its span is not given to others while it may still be written.
-void a_stuck_copy_is_aborted_and_its_span_kept_out_of_use() {
-    const std::string path = socket_path();
-    Agent agent(path);
-    sonde_writer_options o = options_for(path);
-    o.copy_timeout_ns = 20000000;
-    WriterPointer w = open_writer(o);
-    CHECK(agent.accept(5000));
-    const uint32_t layout = define_rows(w.get());
-    const sonde_range range = range_at(9, 0, 20);
-    CHECK_EQUAL(sonde_begin_step(w.get(), &range, 1, &layout, 1, nullptr, 0, nullptr), SONDE_OK);
-    sonde_pending *stuck = nullptr;
-    CHECK_EQUAL(sonde_step_detach(w.get(), 0, &stuck), SONDE_OK);
-    CHECK_EQUAL(sonde_commit_step(w.get()), SONDE_OK);
-    uint64_t bytes = 0;
-    auto *late = static_cast<uint8_t *>(sonde_pending_span(stuck, 0, &bytes));
-    Seen seen;
-    while (seen.aborted == 0) drain(agent, &seen, 50);
-    std::atomic<bool> stop{false};
-    std::thread dma([&] {
-        while (!stop) std::memset(late, 0xee, bytes);
-    });
-    for (uint32_t i = 0; i < 2000; i++) {
-        write_step(w.get(), layout, range_at(1, i, 2));
-        if (i % 10 == 0) CHECK(drain(agent, &seen, 0) == Agent::Next::timeout);
-    }
-    const sonde_stats s = stats_of(w.get());
-    CHECK_EQUAL(s.stuck_copies, 1);
-    CHECK(s.quarantined_bytes >= bytes);
-    CHECK(s.claim > 3000);
-    stop = true;
-    dma.join();
-    sonde_pending_commit(stuck);
-    CHECK_EQUAL(stats_of(w.get()).quarantined_bytes, 0);
-}
-
-void a_detached_copy_may_outlive_its_writer() {
-    WriterPointer w = open_writer(options_for(""));
-    const uint32_t layout = define_rows(w.get());
-    const sonde_range range = range_at(1, 0, 4);
-    CHECK_EQUAL(sonde_begin_step(w.get(), &range, 1, &layout, 1, nullptr, 0, nullptr), SONDE_OK);
-    sonde_pending *pending = nullptr;
-    CHECK_EQUAL(sonde_step_detach(w.get(), 0, &pending), SONDE_OK);
-    CHECK_EQUAL(sonde_commit_step(w.get()), SONDE_OK);
-    w.reset();
-    uint64_t bytes = 0;
-    std::memset(sonde_pending_span(pending, 0, &bytes), 1, 4);
-    sonde_pending_commit(pending);
-}
-
-void a_forked_child_is_refused_and_hides_no_death() {
-    const std::string path = socket_path();
-    Agent agent(path);
-    WriterPointer w = open_writer(options_for(path));
-    CHECK(agent.accept(5000));
-    const uint32_t layout = define_rows(w.get());
-    int pipe_fds[2];
-    CHECK(pipe(pipe_fds) == 0);
-    const pid_t child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        const sonde_range range = range_at(1, 0, 1);
-        const bool refused = sonde_begin_step(w.get(), &range, 1, &layout, 1, nullptr, 0, nullptr) == SONDE_FORKED &&
-                             sonde_writer_close(w.get(), 0) == SONDE_FORKED &&
-                             sonde_step_span(w.get(), 0, 0, nullptr) == nullptr;
-        close(pipe_fds[1]);
-        char byte = 0;
-        while (read(pipe_fds[0], &byte, 1) > 0) { // until the parent lets go
-        }
-        _exit(refused ? 0 : 1);
-    }
-    close(pipe_fds[0]);
-    CHECK_EQUAL(write_step(w.get(), layout, range_at(1, 0, 1)), SONDE_CAPTURED);
-    w.reset(); // the child is alive, and the agent sees the end all the same
-    Seen seen;
-    CHECK(drain(agent, &seen, 3000) == Agent::Next::end);
-    close(pipe_fds[1]);
-    int status = 0;
-    CHECK(waitpid(child, &status, 0) == child);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-}
-
 void wrong_uses_are_refused_with_a_sentence() {
     sonde_writer *none = nullptr;
     sonde_writer_options o = options_for("");
@@ -473,15 +294,12 @@ void too_many_announcements_are_refused() {
 int main() {
     std::printf("writer_test\n");
     RUN(rows_reach_the_agent_and_the_end_is_clean);
+    RUN(a_capture_with_ragged_rows_equals_its_vector);
     RUN(a_full_ring_drops_counts_and_names);
     RUN(a_step_larger_than_the_ring_is_oversize);
     RUN(a_new_agent_gets_what_is_alive_and_reads_again_from_the_release);
     RUN(an_abort_hits_only_the_request_that_it_means);
     RUN(complete_waits_then_gives_up_then_waits_again);
-    RUN(detached_copies_complete_later_in_any_order);
-    RUN(a_stuck_copy_is_aborted_and_its_span_kept_out_of_use);
-    RUN(a_detached_copy_may_outlive_its_writer);
-    RUN(a_forked_child_is_refused_and_hides_no_death);
     RUN(wrong_uses_are_refused_with_a_sentence);
     RUN(too_many_announcements_are_refused);
 }
