@@ -11,7 +11,7 @@ GOFILES := $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)
 SEED ?= $(shell date +%s)
 
 .PHONY: help build demo check fmt vet staticcheck tidy generate-check test race
-.PHONY: libsonde test-c test-python test-spin fidelity torture bench-ring bench-stall clean
+.PHONY: libsonde test-c test-cuda test-python test-spin fidelity torture bench-ring bench-stall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -84,6 +84,11 @@ test-c: ## run the tests of libsonde with and without sanitizers (needs g++)
 	else \
 	  $(MAKE) --no-print-directory -C cuda test; \
 	fi
+
+test-cuda: ## compile libsonde for sm_80 and sm_90 and check its publish; needs no GPU, tests on one where it is
+	@if command -v nvcc >/dev/null; then $(MAKE) -C cuda cuda test-device; \
+	elif command -v python3 >/dev/null && command -v g++ >/dev/null; then $(MAKE) -C cuda cuda-wheels; \
+	else echo "NOT RUN: CUDA build of libsonde: needs nvcc, or python3 and g++, and none was found"; fi
 
 test-spin: ## check the model of the ring protocol, and that its planted bug is found (needs spin and gcc)
 	@if ! command -v spin >/dev/null; then \
