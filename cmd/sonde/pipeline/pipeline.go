@@ -188,8 +188,9 @@ func (p *Pipeline) Drain(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("drain: ask the bus for its last position: %w", err)
 	}
-	// Committed is one past what is stored: 0 before the lake is claimed, and the last
-	// position of an empty stream is 0.
+	if info.Last == 0 { // Nothing was ever published.
+		return nil
+	}
 	err = p.await(ctx, func() bool { return p.lake.Committed() > info.Last })
 	if err != nil {
 		return fmt.Errorf("drain: the dataset is at position %d and the stream at %d: %w", p.lake.Committed(), info.Last, err)
