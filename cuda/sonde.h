@@ -14,7 +14,7 @@
  *
  * Threads. One thread at a time owns a writer. Functions marked [owner] are called by it alone; those marked [any]
  * may be called from any thread at any time between open and free. Callbacks run on the library's connection thread
- * and must not call [owner] functions.
+ * and must not call [owner] functions. The library's threads take no signals.
  *
  * Errors. Functions return a sonde_status: 0, or a negative code, and then sonde_last_error() says in one sentence,
  * on the calling thread, what failed, on which value and what to do. No C++ exception leaves the library. Rows that

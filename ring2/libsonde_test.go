@@ -297,13 +297,20 @@ func TestLibsondeAttachesToTheNextAgent(t *testing.T) {
 }
 
 func TestAKilledLibsondeEngineLeavesOnlyWholeRows(t *testing.T) {
+	for _, after := range [...]uint64{1, 333, 2000} {
+		killLibsonde(t, after)
+	}
+}
+
+func killLibsonde(t *testing.T, after uint64) {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
 	l := listenAt(t, socket)
 	p := startLibsonde(t, libsondeWriter, socket, "1000000000", "mode=complete", "detach=1")
 	s := acceptAt(t, l)
 	seen, killed := libsondeSeen{t: t}, false
 	seen.read(s, func() bool {
-		if seen.steps > 2000 && !killed {
+		if seen.steps >= after && !killed {
 			killed = true
 			if err := p.command.Process.Kill(); err != nil {
 				t.Error(err)

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "background.h"
+
 namespace sonde {
 
 namespace {
@@ -36,7 +38,7 @@ cudaError_t Lift::start() {
     cudaError_t e = cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking);
     if (e == cudaSuccess)
         e = cudaHostAlloc(reinterpret_cast<void **>(&staged_tail_), sizeof *staged_tail_, cudaHostAllocDefault);
-    if (e == cudaSuccess) thread_ = std::thread([this] { run(); });
+    if (e == cudaSuccess) thread_ = start_background("sonde-lift", [this] { run(); });
     return e;
 }
 

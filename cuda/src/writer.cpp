@@ -11,6 +11,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "background.h"
 #include "fail.h"
 
 using namespace sonde;
@@ -86,10 +87,10 @@ sonde_status sonde_writer::open(const sonde_writer_options &options, uint64_t st
         p.writer = this;
         free_pendings_.push_back(&p);
     }
-    ticking_ = std::thread([this] { tick(); });
+    ticking_ = start_background("sonde-tick", [this] { tick(); });
     if (!socket_.empty()) {
         connection_ = std::make_unique<Connection>(*this, socket_, stop_fd_);
-        connecting_ = std::thread([this] { connection_->run(); });
+        connecting_ = start_background("sonde-connect", [this] { connection_->run(); });
     }
     return SONDE_OK;
 }
