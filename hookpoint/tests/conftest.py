@@ -75,6 +75,8 @@ class Pipeline:
         process = self._running.pop(name, None)
         if process is None:
             return
+        if process.poll() is not None:
+            raise RuntimeError(f"{name} ended by itself with code {process.returncode}:\n{self.log()}")
         process.terminate()
         try:
             process.wait(30)
