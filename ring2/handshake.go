@@ -268,7 +268,14 @@ func receiveAny(c *net.UnixConn, buf []byte) (message, error) {
 	// Room for one descriptor more than a HELLO has shows a message with too
 	// many; the kernel drops what finds no room.
 	var rights [64]byte
-	n, rightsLen, flags, _, err := c.ReadMsgUnix(buf, rights[:unix.CmsgSpace(4*(helloDescriptors+1))])
+	oob := rights[:unix.CmsgSpace(4*(helloDescriptors+1))]
+	n, rightsLen, flags, _, err := c.ReadMsgUnix(buf, oob)
+	if errors.Is(err, unix.ECONNRESET) {
+		// A peer that closes with messages of ours unread resets the socket, and the
+		// kernel tells that first and once; what the peer said, like why it refuses, is
+		// still there to be read.
+		n, rightsLen, flags, _, err = c.ReadMsgUnix(buf, oob)
+	}
 	if err != nil {
 		return message{}, err
 	}
