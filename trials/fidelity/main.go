@@ -104,8 +104,8 @@ func provoke(ctx context.Context, pipe *fleet.Pipeline, rows int) error {
 			return ctx.Err()
 		case <-time.After(500 * time.Millisecond):
 		}
-		if !pipe.Engine.Running() {
-			return fmt.Errorf("the engine died by itself; its last words: %s", pipe.Engine.Tail())
+		if err := pipe.Died(); err != nil {
+			return err
 		}
 		m, err := pipe.EngineMetrics()
 		if err != nil {

@@ -118,6 +118,20 @@ func TestThePipelinesConfigurationIsValid(t *testing.T) {
 	}
 }
 
+func TestADeadChildOfThePipelineIsNamed(t *testing.T) {
+	p := &Pipeline{Bus: sleeper(t, false), Agent: sleeper(t, false), Materializer: sleeper(t, false),
+		Engine: sleeper(t, false)}
+	if err := p.Died(); err != nil {
+		t.Error(err)
+	}
+	if err := p.Agent.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Died(); err == nil || !strings.Contains(err.Error(), "died by itself; its last words: ready") {
+		t.Errorf("of a dead agent: %v", err)
+	}
+}
+
 func TestMetricsAreReadByNameAndBySeries(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("# HELP x\na_total{r=\"x\"} 2\na_total{r=\"y\"} 3e2\nring2_rows 7\nh{le=\"+Inf\"} NaN\n"))

@@ -126,6 +126,16 @@ func (p *Pipeline) WaitEngine(ctx context.Context, limit time.Duration) error {
 	return fmt.Errorf("the engine did not answer within %v; its last words: %s", limit, p.Engine.Tail())
 }
 
+// Died is an error when a process that should run does not.
+func (p *Pipeline) Died() error {
+	for _, child := range []*Process{p.Bus, p.Agent, p.Materializer, p.Engine} {
+		if !child.Running() {
+			return fmt.Errorf("%s died by itself; its last words: %s", child.Name, child.Tail())
+		}
+	}
+	return nil
+}
+
 // StopAll stops whatever still runs, consumers last, so that what was captured
 // still arrives.
 func (p *Pipeline) StopAll() error {

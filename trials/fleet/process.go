@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -57,7 +58,7 @@ func (p *Process) Start() error {
 	cmd.Stdout, cmd.Stderr = out, out
 	// A trial that dies must not leave its children behind.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	if err := fork(cmd.Start); err != nil {
 		return fmt.Errorf("start %s: %w", p.Name, err)
 	}
 	exited := make(chan struct{})
@@ -68,6 +69,25 @@ func (p *Process) Start() error {
 	p.cmd, p.exited = cmd, exited
 	return nil
 }
+
+// fork runs start on the one thread that starts all children: their death signal
+// comes when that thread ends, so it must be one that never does.
+func fork(start func() error) error {
+	done := make(chan error)
+	forks() <- func() { done <- start() }
+	return <-done
+}
+
+var forks = sync.OnceValue(func() chan<- func() {
+	work := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for start := range work {
+			start()
+		}
+	}()
+	return work
+})
 
 // Signal sends a signal to a running child.
 func (p *Process) Signal(sig syscall.Signal) error {

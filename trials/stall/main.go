@@ -102,6 +102,9 @@ func alternate(ctx context.Context, pipe *fleet.Pipeline) (running, stopped []wi
 		if err != nil {
 			return nil, nil, err
 		}
+		if err := pipe.Died(); err != nil {
+			return nil, nil, err
+		}
 		if running = append(running, w); turn == 2 {
 			return running, stopped, nil
 		}

@@ -131,6 +131,9 @@ func settle(ctx context.Context, pipe *fleet.Pipeline) error {
 	if err := pipe.WaitEngine(ctx, 60*time.Second); err != nil {
 		return err
 	}
+	if err := pipe.Died(); err != nil {
+		return err
+	}
 	if err := oracle.AwaitObituaries(ctx, pipe.Lake, pipe.Witness, 2*time.Minute); err != nil {
 		return err
 	}
