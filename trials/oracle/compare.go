@@ -48,7 +48,7 @@ func CompareWithWitness(ctx context.Context, out io.Writer, lakeDir, witnessDir 
 }
 
 // readBack is of how many sequences a tensor is read back.
-const readBack = 48
+const readBack = 24
 
 // feed shows the checker the lake: layouts before the facts that name them.
 func feed(ctx context.Context, c *Checker, lake *lakehouse.Lake) error {
