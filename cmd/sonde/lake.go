@@ -91,7 +91,7 @@ the token ranges; --allow-partial leaves them out and lists them. Zeros are neve
 		},
 	}
 	c.Flags().StringVar(&f.format, "format", "npy",
-		"npy (f32 exactly, also for bf16 and f16), arrow or safetensors (the captured dtype)")
+		"npy (bf16 and fp8 as f32, exactly), arrow or safetensors (the captured dtype)")
 	c.Flags().StringVar(&f.out, "out", "", "file to write; default REQUEST.HOOK.LAYER.FORMAT, - for standard output")
 	c.Flags().IntVar(&f.query.Sample, "sample", 0, "which sample of the request")
 	c.Flags().IntVar(&f.query.From, "from", 0, "first position")
