@@ -11,7 +11,7 @@ GOFILES := $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)
 SEED ?= $(shell date +%s)
 
 .PHONY: help build demo check fmt vet staticcheck tidy generate-check test race
-.PHONY: libsonde test-c test-cuda test-python test-spin fidelity torture bench-ring bench-stall clean
+.PHONY: libsonde test-c test-cuda test-python test-spin fuzz fidelity torture bench-ring bench-stall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -96,6 +96,16 @@ test-spin: ## check the model of the ring protocol, and that its planted bug is 
 	else \
 	  $(MAKE) --no-print-directory -C cuda test-spin; \
 	fi
+
+fuzz: ## run every fuzz target for FUZZTIME (20s each)
+	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+	  for target in $$(grep -hoE '^func Fuzz[A-Za-z]*' $$pkg/*_test.go | sed 's/func //'); do \
+	    echo "$$pkg $$target"; \
+	    go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg > build/fuzz.txt 2>&1 || \
+	      { cat build/fuzz.txt; exit 1; }; \
+	  done; \
+	done
+FUZZTIME ?= 20s
 
 fidelity: build ## verify the identity of at least 1,000,000 rows of the arithmetic engine
 	go run ./trials/fidelity

@@ -25,7 +25,7 @@ var (
 )
 
 func (w *walk) add(node ast.Node, key, value, want string) {
-	w.problems = append(w.problems, Problem{Line: line(node), Key: key, Value: clip(value),
+	w.problems = append(w.problems, Problem{Line: line(node), Key: orFile(key), Value: clip(value),
 		Want: want + foreign(key+value)})
 }
 

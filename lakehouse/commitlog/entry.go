@@ -143,6 +143,10 @@ func seal(v any) []byte {
 	if err != nil {
 		panic(fmt.Sprintf("BUG: %T is no JSON: %v", v, err))
 	}
+	return sealBytes(body)
+}
+
+func sealBytes(body []byte) []byte {
 	body = append(body, '\n')
 	return fmt.Appendf(body, "{\"crc32c\":\"%08x\"}\n", crc32.Checksum(body, castagnoli))
 }
