@@ -194,6 +194,10 @@ func (a *Agent) Attach(ctx context.Context, s Session) {
 		}
 		return
 	}
+	if want := a.o.Policy.Mode; want != "" && string(want) != c.Mode.String() {
+		log.Warn("the engine's ring has another mode than the policy: start the engine with that ring mode",
+			"ring_mode", c.Mode, "policy_mode", want)
+	}
 	err = r.run(ctx)
 	switch {
 	case quarantined(err):
