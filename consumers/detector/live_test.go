@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,8 +54,10 @@ func TestLiveMessagesNeverCostATokenOrItsOrder(t *testing.T) {
 func TestVerdictsDoNotWaitForTheDiskOfTheStream(t *testing.T) {
 	b := newBus(t)
 	k := newDesk(t, ModeShadow, draft())
-	k.r.o.Bus = &stalled{Bus: b}
+	slow := &stalled{Bus: b, asked: make(chan struct{})}
+	k.r.o.Bus = slow
 	k.start(t)
+	<-slow.asked // The stream is empty: there is nothing to catch up with.
 	for epoch := uint64(1); ; epoch++ { // What was published before the runtime listened is never heard.
 		e := newEngine(t, epoch)
 		publish(t, b, append([]bus.Delivery{e.open(1, "r", 4)}, e.text(1, "r", 4, 0)...)...)
@@ -72,7 +75,17 @@ func TestVerdictsDoNotWaitForTheDiskOfTheStream(t *testing.T) {
 }
 
 // stalled is a bus whose stream brings nothing.
-type stalled struct{ *bustest.Bus }
+type stalled struct {
+	*bustest.Bus
+	once  sync.Once
+	asked chan struct{} // closed once somebody asked about the stream
+}
+
+func (s *stalled) Info(ctx context.Context) (bus.StreamInfo, error) {
+	info, err := s.Bus.Info(ctx)
+	s.once.Do(func() { close(s.asked) })
+	return info, err
+}
 
 func (s *stalled) Subscribe(context.Context, bus.SubscribeOptions) (bus.Subscription, error) {
 	return stalledSubscription{}, nil
