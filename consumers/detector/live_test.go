@@ -57,7 +57,7 @@ func TestVerdictsDoNotWaitForTheDiskOfTheStream(t *testing.T) {
 	slow := &stalled{Bus: b, asked: make(chan struct{})}
 	k.r.o.Bus = slow
 	k.start(t)
-	<-slow.asked // The stream is empty: there is nothing to catch up with.
+	<-slow.asked                        // The stream is empty: there is nothing to catch up with.
 	for epoch := uint64(1); ; epoch++ { // What was published before the runtime listened is never heard.
 		e := newEngine(t, epoch)
 		publish(t, b, append([]bus.Delivery{e.open(1, "r", 4)}, e.text(1, "r", 4, 0)...)...)
