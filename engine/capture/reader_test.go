@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -222,8 +223,10 @@ func newRig(t *testing.T, c config) *rig {
 		t.Fatal(err)
 	}
 	c.ring.Socket, c.ring.EngineInstance, c.ring.Logger = socket, "engine-1", slog.New(slog.DiscardHandler)
+	// Stored below, loaded on the ring's goroutine.
+	var running atomic.Pointer[scheduler.Scheduler]
 	c.ring.OnAbort = func(a ring2.Abort) (ring2.AbortOutcome, uint32) {
-		outcome, n := g.scheduler.AbortSequence(a)
+		outcome, n := running.Load().AbortSequence(a)
 		return outcome, uint32(n)
 	}
 	if g.ring, err = ring2.NewWriter(c.ring); err != nil {
@@ -248,6 +251,7 @@ func newRig(t *testing.T, c config) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	running.Store(g.scheduler)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	session, err := listener.Accept(ctx)
