@@ -43,7 +43,7 @@ func (r *Detector) hear(ctx context.Context, l *live, d bus.Delivery) {
 		case err != nil:
 			return // The stream brings it again, and counts it.
 		case r.continues(b):
-			r.handle(ctx, d)
+			r.take(ctx, d.Subject, b)
 			return
 		}
 	}
@@ -89,7 +89,7 @@ func (r *Detector) resume(ctx context.Context, l *live) {
 			continue
 		}
 		if r.continues(b) {
-			r.handle(ctx, d)
+			r.take(ctx, d.Subject, b)
 		} else if b.Header.Kind == schema.KindVectors {
 			kept = append(kept, d)
 		}

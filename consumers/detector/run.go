@@ -161,9 +161,14 @@ func (r *Detector) handle(ctx context.Context, d bus.Delivery) {
 		r.o.Logger.Warn("detector cannot read a message", "subject", clip(d.Subject), "error", err)
 		return
 	}
-	if schema.Subject(b.Header) != d.Subject {
+	r.take(ctx, d.Subject, b)
+}
+
+// take is handle for a message that was decoded.
+func (r *Detector) take(ctx context.Context, subject string, b *schema.Batch) {
+	if schema.Subject(b.Header) != subject {
 		r.metrics.stream.WithLabelValues("forged").Inc()
-		r.o.Logger.Warn("header and subject of a message differ", "subject", clip(d.Subject))
+		r.o.Logger.Warn("header and subject of a message differ", "subject", clip(subject))
 		return
 	}
 	now := r.now()
