@@ -267,6 +267,31 @@ SONDE_API uint32_t sonde_step_rows(const sonde_writer *writer, uint32_t layout_i
    any threads. Of a ragged entry it starts with rows + 1 little-endian u64 offsets into the bytes behind them.
    [owner] */
 SONDE_API void *sonde_step_span(const sonde_writer *writer, uint32_t layout_index, uint32_t entry, uint64_t *bytes);
+/* Rows of a source: count of them from first_row on. */
+typedef struct sonde_run { uint32_t first_row, count; } sonde_run;
+
+/* Where the rows of one entry of the open step come from: a tensor in memory of the host, whose row r has its elements
+   one after the other from src + r * row_stride on. */
+typedef struct sonde_copy {
+    const void *src;
+    uint64_t src_bytes;    /* that may be read from src on; nothing beyond is */
+    uint64_t row_stride;   /* bytes from one row to the next; 0: all rows are the first one */
+    const sonde_run *runs; /* in the order of the ranges that have the layout's bit */
+    const uint32_t *rows;  /* NULL: all rows of the runs; else their numbers among them, rising, as sonde_thin_ranges
+                              gives them */
+    uint32_t run_count, row_count;
+    uint32_t layout_index, entry;
+    uint32_t src_dtype;    /* SONDE_F32 …; when the entry has another one, the rows are cast as by sonde_cast */
+    uint32_t reserved;     /* 0 */
+} sonde_copy;
+
+/* Copies rows into the spans of many entries of the open step; entries of dropped layouts are passed over. It
+   allocates nothing, and it checks everything before it writes anything. SONDE_INVALID: an entry that does not exist
+   or is ragged, types that cannot be cast, rows that lie outside of src_bytes, or more or fewer rows than the entry
+   has in this step (sonde_step_rows). Nothing was copied then: repair it, or abort the layouts, whose spans still hold
+   old bytes. SONDE_STATE: no step is open. [owner] */
+SONDE_API sonde_status sonde_step_copy(sonde_writer *writer, const sonde_copy *copies, uint32_t count);
+
 /* Says that the copy into the i-th layout failed: the commit publishes it so, and its rows count as aborted.
    SONDE_INVALID, SONDE_STATE. [owner] */
 SONDE_API sonde_status sonde_step_abort(sonde_writer *writer, uint32_t layout_index);
@@ -363,6 +388,16 @@ SONDE_API sonde_status sonde_device_plan(sonde_device *device, uint32_t token_ro
 /* Says where an entry's rows lie: contiguous, at a multiple of 16, unchanged until the gather has run. bytes must
    be what the plan says. SONDE_INVALID. */
 SONDE_API sonde_status sonde_device_tap(sonde_device *device, uint32_t entry, const void *rows, uint64_t bytes);
+/* One tap of many. */
+typedef struct sonde_tap {
+    const void *rows;
+    uint64_t bytes;
+    uint32_t entry, reserved; /* reserved: 0 */
+} sonde_tap;
+
+/* Taps many entries as sonde_device_tap does, in their order. SONDE_INVALID, SONDE_STATE: of the first wrong one; those
+   before it are tapped, and the plan must be made again. */
+SONDE_API sonde_status sonde_device_taps(sonde_device *device, const sonde_tap *taps, uint32_t count);
 /* Gathers what was tapped since the last gather now, on a side stream behind what stream has been given, because it
    will be overwritten. Before the kernel that overwrites it, call sonde_device_join. SONDE_CUDA, SONDE_STATE. */
 SONDE_API sonde_status sonde_device_gather_early(sonde_device *device, void *stream);

@@ -150,6 +150,11 @@ void *sonde_step_span(const sonde_writer *writer, uint32_t layout_index, uint32_
     return writer->step_span(layout_index, entry, bytes);
 }
 
+sonde_status sonde_step_copy(sonde_writer *writer, const sonde_copy *copies, uint32_t count) {
+    if (copies == nullptr && count > 0) return missing_argument("copy rows");
+    return with_writer(writer, "copy rows", [&] { return writer->copy_rows(copies, count); });
+}
+
 sonde_status sonde_step_abort(sonde_writer *writer, uint32_t layout_index) {
     return with_writer(writer, "abort layout", [&] { return writer->abort_layout(layout_index); });
 }

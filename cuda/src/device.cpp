@@ -240,6 +240,14 @@ sonde_status sonde_device_tap(sonde_device *d, uint32_t entry, const void *rows,
     return SONDE_OK;
 }
 
+sonde_status sonde_device_taps(sonde_device *d, const sonde_tap *taps, uint32_t count) {
+    if (taps == nullptr && count > 0) return fail(SONDE_INVALID, "tap: an argument is NULL");
+    for (uint32_t i = 0; i < count; i++)
+        if (const sonde_status s = sonde_device_tap(d, taps[i].entry, taps[i].rows, taps[i].bytes); s != SONDE_OK)
+            return s;
+    return SONDE_OK;
+}
+
 sonde_status sonde_device_gather_early(sonde_device *d, void *stream) {
     if (const sonde_status s = check_device(d, "gather early"); s != SONDE_OK) return s;
     if (!d->planned) return fail(SONDE_STATE, "gather early: plan the gather first");

@@ -21,6 +21,7 @@ sonde_status sonde_device_open(sonde_writer *, const sonde_device_options *, son
 
 sonde_status sonde_device_plan(sonde_device *, uint32_t, uint32_t) { return unsupported(); }
 sonde_status sonde_device_tap(sonde_device *, uint32_t, const void *, uint64_t) { return unsupported(); }
+sonde_status sonde_device_taps(sonde_device *, const sonde_tap *, uint32_t) { return unsupported(); }
 sonde_status sonde_device_gather_early(sonde_device *, void *) { return unsupported(); }
 sonde_status sonde_device_join(sonde_device *, void *) { return unsupported(); }
 sonde_status sonde_device_gather(sonde_device *, void *) { return unsupported(); }

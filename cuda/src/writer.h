@@ -92,6 +92,7 @@ struct sonde_writer {
     sonde_status commit_step();
     sonde_status detach(uint32_t layout_index, sonde_pending **pending);
     void finish(sonde_pending *pending, bool aborted);
+    sonde_status copy_rows(const sonde_copy *copies, uint32_t count) const;
     void *step_span(uint32_t layout_index, uint32_t entry, uint64_t *bytes) const;
 
     void fill_stats(sonde_stats *stats);
