@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,10 +10,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // EmbeddedOptions configures a NATS server in this process.
@@ -21,13 +24,22 @@ type EmbeddedOptions struct {
 	Listen     string // host:port for other processes, "": this process alone
 	SyncAlways bool   // fsync before each acknowledgement; else a power loss can take the last 2 minutes
 	Logger     *slog.Logger
+	Registerer prometheus.Registerer // nil: no metrics
 }
 
-// EmbeddedServer is a NATS server with JetStream in this process.
+// EmbeddedServer is a NATS server with JetStream in this process. When it gave up its
+// store, as on a full disk, it is opened anew once the disk takes writes again.
 type EmbeddedServer struct {
-	s    *server.Server
-	lock *os.File
-	url  string
+	o       EmbeddedOptions
+	url     string
+	lock    *os.File
+	metrics *storeMetrics
+	stop    context.CancelFunc // of the watch over the store
+	watch   sync.WaitGroup
+
+	mu      sync.Mutex     // a leaf
+	s       *server.Server // nil while it is opened anew
+	trouble string         // why the store takes nothing, "": it does
 }
 
 const (
@@ -54,11 +66,22 @@ func StartEmbedded(o EmbeddedOptions) (*EmbeddedServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := startServer(o)
+	m, err := newStoreMetrics(o.Registerer)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	s, err := startServer(o)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start the embedded bus in %s: %w", o.StoreDir, err), lock.Close())
 	}
-	e.lock = lock
+	e := &EmbeddedServer{o: o, lock: lock, metrics: m, s: s}
+	if o.Listen != "" {
+		// When it is opened anew, clients look for it at the same port.
+		e.url, e.o.Listen = s.ClientURL(), s.Addr().String()
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	e.stop = stop
+	e.watch.Go(func() { e.watchStore(ctx) })
 	return e, nil
 }
 
@@ -81,7 +104,7 @@ func lockStore(dir string) (*os.File, error) {
 	return nil, errors.Join(fmt.Errorf("lock the store folder %s of the bus: %w", dir, err), f.Close())
 }
 
-func startServer(o EmbeddedOptions) (*EmbeddedServer, error) {
+func startServer(o EmbeddedOptions) (*server.Server, error) {
 	opts := &server.Options{ServerName: "sonde", JetStream: true, StoreDir: o.StoreDir, SyncAlways: o.SyncAlways,
 		JetStreamMaxStore: noStoreLimit, JetStreamMaxMemory: 64 << 20, MaxPayload: 32 << 20, MaxPending: maxPendingBytes,
 		DontListen: o.Listen == "", NoSigs: true, NoLog: true}
@@ -118,20 +141,31 @@ func startServer(o EmbeddedOptions) (*EmbeddedServer, error) {
 		s.Shutdown()
 		return nil, err
 	}
-	e := &EmbeddedServer{s: s}
-	if o.Listen != "" {
-		e.url = s.ClientURL()
-	}
-	return e, nil
+	return s, nil
 }
 
 // URL is where other processes reach the server, empty when it does not listen.
 func (e *EmbeddedServer) URL() string { return e.url }
 
+// InProcessConn implements nats.InProcessConnProvider.
+func (e *EmbeddedServer) InProcessConn() (net.Conn, error) {
+	e.mu.Lock()
+	s := e.s
+	e.mu.Unlock()
+	if s == nil {
+		return nil, errors.New("connect to the embedded bus: its store is being opened anew")
+	}
+	return s.InProcessConn()
+}
+
 // Close stops the server and gives the folder back. Clients see a lost connection.
 func (e *EmbeddedServer) Close() error {
-	e.s.Shutdown()
-	e.s.WaitForShutdown()
+	e.stop()
+	e.watch.Wait()
+	if e.s != nil {
+		e.s.Shutdown()
+		e.s.WaitForShutdown()
+	}
 	return e.lock.Close()
 }
 

@@ -7,7 +7,7 @@ import (
 )
 
 // InProcess lets a test reach an embedded server with a client of its own.
-func InProcess(e *EmbeddedServer) nats.Option { return nats.InProcessServer(e.s) }
+func InProcess(e *EmbeddedServer) nats.Option { return nats.InProcessServer(e) }
 
 // SetAnswerTimeout changes when the broker's silence counts as a failure.
 func SetAnswerTimeout(n *NATS, d time.Duration) {

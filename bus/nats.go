@@ -95,7 +95,7 @@ func (n *NATS) dial(closed func()) (*nats.Conn, error) {
 			n.log.Warn("the bus reports a problem", "error", err)
 		})}
 	if n.o.Embedded != nil {
-		opts = append(opts, nats.InProcessServer(n.o.Embedded.s))
+		opts = append(opts, nats.InProcessServer(n.o.Embedded))
 	}
 	return nats.Connect(n.o.URL, opts...)
 }

@@ -37,7 +37,7 @@ func (p *Pipeline) openBus(ctx context.Context) error {
 	case p.has(RoleBus):
 		var err error
 		p.server, err = bus.StartEmbedded(bus.EmbeddedOptions{StoreDir: c.Embedded.StoreDir, Listen: c.Embedded.Listen,
-			SyncAlways: c.Embedded.Sync == "always", Logger: p.log})
+			SyncAlways: c.Embedded.Sync == "always", Logger: p.log, Registerer: p.registry})
 		if err != nil {
 			return err
 		}
@@ -55,12 +55,24 @@ func (p *Pipeline) openBus(ctx context.Context) error {
 	}
 	p.bus = b
 	p.health.set("bus", func() string {
-		if !b.Connected() {
+		switch trouble := p.storeTrouble(); {
+		case trouble != "":
+			return trouble
+		case !b.Connected():
 			return "the connection to the broker is lost; it is tried again"
 		}
 		return ""
 	})
 	return nil
+}
+
+// storeTrouble says why the store of the embedded server takes nothing, "" when it
+// does, or is none of this process.
+func (p *Pipeline) storeTrouble() string {
+	if p.server == nil {
+		return ""
+	}
+	return p.server.Trouble()
 }
 
 // BrokerURL is where another process than that of the role bus reaches the broker,
