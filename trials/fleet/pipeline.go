@@ -9,16 +9,17 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
 
-// Pipeline is one engine and the three roles of `sonde run`, each a process of
-// its own, on loopback addresses and folders below Dir.
+// Pipeline is one engine and the roles of `sonde run`, each a process of its own
+// or all in one, on loopback addresses and folders below Dir.
 type Pipeline struct {
 	Dir, Lake, State, Witness, Config string
-	Engine, Agent, Materializer, Bus  *Process
+	Engine, Agent, Materializer, Bus  *Process // with Options.Whole, Agent is all roles and the last two are nil
 
 	engineAddress, agentAddress, busAddress, agentConfig string
 }
@@ -30,6 +31,8 @@ type Options struct {
 	EngineArgs []string // further flags of `sonde engine`
 	Rules      string   // YAML of policy.rules; empty keeps every hook of every token
 	CommitMS   int
+	Whole      bool   // one process runs all roles, the detector included
+	Detector   string // bundle that the detector runs; "" is none
 }
 
 const everyRow = `    - {name: every row, hooks: ["*"]}
@@ -48,7 +51,7 @@ policy:
   commit_interval_ms: %[5]d
   dead_letter_dir: %[1]s/dead-letter/materializer
 http: {listen: "%[6]s"}
-`
+%[7]s`
 
 // NewPipeline writes the configuration and describes the processes; it starts
 // none.
@@ -73,12 +76,17 @@ func NewPipeline(o Options) (*Pipeline, error) {
 	if rules == "" {
 		rules = everyRow
 	}
+	detectors := ""
+	if o.Detector != "" {
+		detectors = fmt.Sprintf("detectors:\n- {bundle: %q, mode: alert}\n", o.Detector)
+	}
 	// A unix socket's path is at most 107 bytes long, which a deep folder breaks.
 	socket := filepath.Join(os.TempDir(), fmt.Sprintf("sonde-trial-%d.sock", os.Getpid()))
 	// Only the agent serves metrics: the roles share one machine, and so its ports.
 	p.agentConfig = filepath.Join(o.Dir, "agent.yaml")
 	for file, http := range map[string]string{p.Config: "", p.agentConfig: p.agentAddress} {
-		text := fmt.Sprintf(configTemplate, o.Dir, p.busAddress, socket, rules, max(o.CommitMS, 10), http)
+		text := fmt.Sprintf(configTemplate, o.Dir, p.busAddress, socket, rules, max(o.CommitMS, 10), http,
+			detectors)
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return nil, fmt.Errorf("write the configuration of the trial: %w", err)
 		}
@@ -86,8 +94,12 @@ func NewPipeline(o Options) (*Pipeline, error) {
 	role := func(name, config string) *Process {
 		return NewProcess(name, o.Dir, o.Binary, "run", "--config", config, "--role", name)
 	}
-	p.Bus, p.Agent = role("bus", p.Config), role("agent", p.agentConfig)
-	p.Materializer = role("materializer", p.Config)
+	if o.Whole {
+		p.Agent = NewProcess("run", o.Dir, o.Binary, "run", "--config", p.agentConfig)
+	} else {
+		p.Bus, p.Agent = role("bus", p.Config), role("agent", p.agentConfig)
+		p.Materializer = role("materializer", p.Config)
+	}
 	args := append([]string{"engine", "--model", "arithmetic", "--listen", p.engineAddress, "--ring-socket", socket,
 		"--state-dir", p.State, "--witness", p.Witness}, o.EngineArgs...)
 	p.Engine = NewProcess("engine", o.Dir, o.Binary, args...)
@@ -100,9 +112,14 @@ func (p *Pipeline) EngineURL() string { return "http://" + p.engineAddress }
 // BusURL is where the broker of the pipeline listens.
 func (p *Pipeline) BusURL() string { return "nats://" + p.busAddress }
 
+// children are the processes in the order of their start.
+func (p *Pipeline) children() []*Process {
+	return slices.DeleteFunc([]*Process{p.Bus, p.Agent, p.Materializer, p.Engine}, func(c *Process) bool { return c == nil })
+}
+
 // Start starts all processes and waits until the engine answers.
 func (p *Pipeline) Start(ctx context.Context) error {
-	for _, child := range []*Process{p.Bus, p.Agent, p.Materializer, p.Engine} {
+	for _, child := range p.children() {
 		if err := child.Start(); err != nil {
 			return err
 		}
@@ -128,7 +145,7 @@ func (p *Pipeline) WaitEngine(ctx context.Context, limit time.Duration) error {
 
 // Died is an error when a process that should run does not.
 func (p *Pipeline) Died() error {
-	for _, child := range []*Process{p.Bus, p.Agent, p.Materializer, p.Engine} {
+	for _, child := range p.children() {
 		if !child.Running() {
 			return fmt.Errorf("%s died by itself; its last words: %s", child.Name, child.Tail())
 		}
@@ -140,6 +157,9 @@ func (p *Pipeline) Died() error {
 // still arrives.
 func (p *Pipeline) StopAll() error {
 	for _, child := range []*Process{p.Engine, p.Agent, p.Materializer, p.Bus} {
+		if child == nil {
+			continue
+		}
 		if err := child.Stop(60 * time.Second); err != nil {
 			return err
 		}
@@ -149,7 +169,7 @@ func (p *Pipeline) StopAll() error {
 
 // KillAll kills whatever still runs; for a trial that is given up.
 func (p *Pipeline) KillAll() {
-	for _, child := range []*Process{p.Engine, p.Agent, p.Materializer, p.Bus} {
+	for _, child := range p.children() {
 		if child.Running() {
 			_ = child.Kill()
 		}

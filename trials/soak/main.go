@@ -1,0 +1,197 @@
+// Command soak lets a pipeline of real processes work until a million tokens
+// were captured, and watches what must not grow: memory, goroutines, open files
+// and what lies on disk, the files of the dataset for each commit. It prints a
+// table, draws a page, and fails when something is not flat or when a row of the
+// dataset is missing without a reason.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"sonde/trials/fleet"
+	"sonde/trials/oracle"
+)
+
+type options struct {
+	seed        uint64
+	tokens      int
+	every       time.Duration
+	dir, binary string
+}
+
+func main() {
+	var o options
+	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the requests and of what is sampled")
+	flag.IntVar(&o.tokens, "tokens", 1_000_000, "how many tokens to capture")
+	flag.DurationVar(&o.every, "every", 5*time.Second, "time between two samples")
+	flag.StringVar(&o.dir, "dir", "data/soak", "folder of the trial; it is emptied first")
+	flag.StringVar(&o.binary, "binary", "build/sonde", "the sonde binary")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	fmt.Printf("soak: seed %d\n", o.seed)
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintf(os.Stderr, "soak failed: %v\n", err)
+		os.Exit(1)
+	}
+	fmt.Println("soak passed")
+}
+
+func run(ctx context.Context, o options) error {
+	dir, err := filepath.Abs(o.dir)
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("empty %s: %w", dir, err)
+	}
+	bundle, err := writeDetector(dir)
+	if err != nil {
+		return err
+	}
+	// Few hooks: the tokens matter here, each with four rows. The delay keeps the
+	// engine at a pace that the rest of the pipeline holds on two cores.
+	pipe, err := fleet.NewPipeline(fleet.Options{Binary: o.binary, Dir: dir, CommitMS: 1000, Whole: true, Detector: bundle,
+		EngineArgs: []string{"--hooks", "token_ids,resid_post", "--kv-blocks", "160", "--max-batch", "32", "--ring-bytes",
+			"4MiB", "--ring-mode", "complete", "--step-delay", "10ms", "--seed", fmt.Sprint(o.seed)}})
+	if err != nil {
+		return err
+	}
+	defer pipe.KillAll()
+	if err := pipe.Start(ctx); err != nil {
+		return err
+	}
+	load := &fleet.Load{Rand: rand.New(rand.NewPCG(o.seed, 3)), Clients: 24, Prefixes: 4, PrefixMax: 96, SuffixMax: 24,
+		MaxTokens: 96, SampleMax: 2, AbortOneIn: 16, Vocab: 512}
+	loadCtx, stopLoad := context.WithCancel(ctx)
+	defer stopLoad()
+	loadDone := make(chan struct{})
+	go func() { load.Run(loadCtx, pipe.EngineURL); close(loadDone) }()
+	samples, err := watch(ctx, o, pipe)
+	stopLoad()
+	<-loadDone
+	if err != nil {
+		return err
+	}
+	c := load.Counts()
+	fmt.Printf("requests: %d sent, %d finished, %d aborted\n", c.Sent, c.Finished, c.Aborts)
+	growth := report(dir, samples)
+	if err := settle(ctx, pipe, o.binary); err != nil {
+		return err
+	}
+	return growth
+}
+
+// stuck bounds the time without a single captured token.
+const stuck = 2 * time.Minute
+
+// watch takes samples until enough tokens were captured.
+func watch(ctx context.Context, o options, pipe *fleet.Pipeline) ([]*sample, error) {
+	progress := fleet.NewProgress()
+	defer progress.Done()
+	tick := time.NewTicker(o.every)
+	defer tick.Stop()
+	began, moved := time.Now(), time.Now()
+	var samples []*sample
+	var last *sample
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-tick.C:
+		}
+		if err := pipe.Died(); err != nil {
+			return nil, err
+		}
+		s, err := look(pipe, began, last)
+		if err != nil {
+			return nil, err
+		}
+		if last == nil || s.tokens > last.tokens {
+			moved = time.Now()
+		}
+		if time.Since(moved) > stuck {
+			return nil, fmt.Errorf("no token was captured for %v, after %.0f; the engine's last words: %s", stuck, s.tokens,
+				pipe.Engine.Tail())
+		}
+		samples, last = append(samples, s), s
+		progress.Show("%.0f of %d tokens, %.0f per second; %d samples: run %.0f MiB, engine %.0f MiB", s.tokens, o.tokens,
+			s.tokens/s.at.Seconds(), len(samples), s.values["run: resident memory"], s.values["engine: resident memory"])
+		if s.tokens >= float64(o.tokens) {
+			return samples, nil
+		}
+	}
+}
+
+// report judges every gauge, prints and draws them, and is an error when one is
+// not flat.
+func report(dir string, samples []*sample) error {
+	var verdicts []verdict
+	var grown []string
+	for _, g := range gauges {
+		v, err := judge(g, series(samples, g))
+		if err != nil {
+			return err
+		}
+		verdicts = append(verdicts, v)
+		if !v.flat() {
+			grown = append(grown, v.name)
+		}
+	}
+	last := samples[len(samples)-1]
+	title := fmt.Sprintf("%.0f tokens in %v, %d commits, %.0f files in the lake", last.tokens, last.at.Round(time.Second),
+		int(last.commits), last.totals.lakeFiles)
+	fmt.Printf("%s; %d samples, the second half is judged:\n", title, len(samples))
+	printTable(os.Stdout, verdicts)
+	if err := draw(dir, title, verdicts); err != nil {
+		return err
+	}
+	if len(grown) > 0 {
+		return fmt.Errorf("not flat: %s; %s shows how", strings.Join(grown, ", "), filepath.Join(dir, "report.html"))
+	}
+	return nil
+}
+
+// settle lets the pipeline come to rest, and asks for the account and for every row.
+func settle(ctx context.Context, pipe *fleet.Pipeline, binary string) error {
+	if err := pipe.Engine.Stop(60 * time.Second); err != nil {
+		return err
+	}
+	account, err := oracle.AwaitRest(ctx, pipe.Lake, pipe.Witness, 3*time.Minute)
+	if err != nil {
+		return err
+	}
+	metrics, err := pipe.AgentMetrics()
+	if err != nil {
+		return err
+	}
+	pending, err := oracle.Pending(ctx, pipe.BusURL(), pipe.Lake)
+	if err != nil {
+		return err
+	}
+	if err := pipe.StopAll(); err != nil {
+		return err
+	}
+	laws := oracle.LawsOf(metrics, account, pending)
+	fmt.Println("live:", laws)
+	if err := laws.Err(); err != nil {
+		return err
+	}
+	verify := exec.CommandContext(ctx, binary, "lake", "verify", "--lake", pipe.Lake)
+	verify.Stdout, verify.Stderr = os.Stdout, os.Stderr
+	if err := verify.Run(); err != nil {
+		return fmt.Errorf("sonde lake verify: %w", err)
+	}
+	_, err = oracle.CompareWithWitness(ctx, os.Stdout, pipe.Lake, pipe.Witness)
+	return err
+}
