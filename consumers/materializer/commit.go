@@ -7,6 +7,7 @@ import (
 	"io"
 	"time"
 
+	"sonde/bus"
 	"sonde/lakehouse/commitlog"
 	"sonde/lakehouse/table"
 )
@@ -22,9 +23,11 @@ func (m *Materializer) commit(ctx context.Context) error {
 		return nil
 	}
 	start := time.Now()
+	var told time.Time
 	for {
 		err := m.tryCommit()
 		if err == nil {
+			m.trouble.Store(nil)
 			m.metrics.commits.Observe(time.Since(start).Seconds())
 			return nil
 		}
@@ -32,11 +35,29 @@ func (m *Materializer) commit(ctx context.Context) error {
 			return ErrFenced
 		}
 		m.metrics.failures.Inc()
-		m.log.Error("commit failed; it is tried again, and nothing is read meanwhile", "error", err)
+		what := "the lake cannot be written: " + err.Error()
+		m.trouble.Store(&what)
+		if told.IsZero() || time.Since(told) > repeatTelling {
+			told = time.Now()
+			m.log.Error("commit failed; it is tried again, and nothing is read meanwhile", "error", err)
+		}
+		m.measureLag(ctx)
 		if stop := m.o.retry(ctx); stop != nil {
 			return fmt.Errorf("%w; %d messages that were not committed stay on the bus", err, m.pending.messages)
 		}
 	}
+}
+
+// repeatTelling is how often the log says again that commits fail.
+const repeatTelling = time.Minute
+
+// Trouble says why commits fail, "" when they do not. It may be called from any
+// goroutine. Nobody needs to do more than mend the disk.
+func (m *Materializer) Trouble() string {
+	if what := m.trouble.Load(); what != nil {
+		return *what
+	}
+	return ""
 }
 
 // lastCommit is the commit at the end, which is tried once.
@@ -125,12 +146,10 @@ func (m *Materializer) finish() {
 func (m *Materializer) trim(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, busTimeout)
 	defer cancel()
-	info, err := m.o.Bus.Info(ctx)
+	info, err := m.measureLag(ctx)
 	if err != nil {
 		return // the bus says so itself, and the next commit asks again
 	}
-	next := m.pending.source.Next
-	m.metrics.lag.Set(float64(info.Last + 1 - min(info.Last+1, next)))
 	if info.Incarnation != m.pending.source.Incarnation || info.Bytes <= m.o.RetainBytes || info.Messages == 0 {
 		return
 	}
@@ -142,4 +161,15 @@ func (m *Materializer) trim(ctx context.Context) {
 	if err := m.o.Bus.Trim(ctx, below); err != nil && ctx.Err() == nil {
 		m.log.Warn("trim the stream", "below", below, "error", err)
 	}
+}
+
+// measureLag asks how far the stream is ahead of the table.
+func (m *Materializer) measureLag(ctx context.Context) (bus.StreamInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, busTimeout)
+	defer cancel()
+	info, err := m.o.Bus.Info(ctx)
+	if err == nil {
+		m.metrics.lag.Set(float64(info.Last + 1 - min(info.Last+1, m.committed.Load())))
+	}
+	return info, err
 }

@@ -99,9 +99,10 @@ type Materializer struct {
 	pending *pending
 	sub     bus.Subscription
 
-	committed atomic.Uint64 // position; Committed reads it
-	oldest    atomic.Int64  // when the oldest uncommitted message was stored, ns since 1970, or 0; oldestAge reads it
-	announced string        // incarnation whose making was logged
+	committed atomic.Uint64          // position; Committed reads it
+	oldest    atomic.Int64           // when the oldest open message was stored, ns since 1970, or 0; oldestAge reads it
+	trouble   atomic.Pointer[string] // why commits fail, nil: they do not; Trouble reads it
+	announced string                 // incarnation whose making was logged
 }
 
 // New prepares a materializer; the lake is claimed by Run.

@@ -166,7 +166,7 @@ func (p *Pipeline) startMaterializer(ctx context.Context) error {
 	}
 	p.lake = m
 	p.spawn(ctx, &p.consumers, RoleMaterializer, m.Run)
-	p.health.set(RoleMaterializer, func() string { return "" })
+	p.health.set(RoleMaterializer, m.Trouble)
 	return nil
 }
 
