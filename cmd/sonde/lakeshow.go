@@ -233,8 +233,9 @@ func printHooks(out io.Writer, hooks []*hookRows, a *account.Account) {
 
 func printDetections(ctx context.Context, out io.Writer, lake *lakehouse.Lake, q lakehouse.Query) error {
 	return lake.Detections(ctx, q, func(d *schema.DetectionRow) error {
-		_, err := fmt.Fprintf(out, "detector %s %s: %s at position %d, score %.3f over %.3f, coverage %.0f %%, %s %s\n",
-			d.Detector, d.Version, d.Level, d.Position, d.Score, d.Threshold, 100*d.Coverage, d.Action, d.Outcome)
+		_, err := fmt.Fprintf(out, "detector %s %s: %s at position %d, score %.3f over %.3f, coverage %.0f %%, %s\n",
+			d.Detector, d.Version, d.Level, d.Position, d.Score, d.Threshold, 100*d.Coverage,
+			strings.TrimSpace("action "+d.Action+" "+d.Outcome))
 		return err
 	})
 }

@@ -123,6 +123,7 @@ func runScenario(t *testing.T, page Page, name string, isolated bool) {
 	results, err := s.Run()
 	t.Logf("%d blocks in %v", len(results), time.Since(started).Round(time.Millisecond))
 	for _, r := range results {
+		t.Logf("%s printed:\n%s", place(page, r.Block), r.Output)
 		if r.Err != nil {
 			t.Errorf("%s: %v", place(page, r.Block), r.Err)
 		}

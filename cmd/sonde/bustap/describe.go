@@ -31,6 +31,9 @@ func messageLine(d *bus.Delivery, b *schema.Batch, stats bool) *Message {
 			if stats {
 				f.add(h, b, i)
 			}
+		case schema.KindDetections:
+			d := b.Detection(i)
+			words[fmt.Sprintf("%s: request %s, sample %d, position %d", word(b, i), d.Request, d.Sample, d.Position)]++
 		default:
 			words[word(b, i)]++
 		}
