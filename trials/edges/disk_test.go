@@ -1,8 +1,12 @@
 package edges
 
 import (
+	"io/fs"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"sonde/trials/fleet"
 )
 
 // The embedded server never writes again after one failed write; what was captured
@@ -93,4 +97,77 @@ func (r *rig) lakeGoesOn() {
 	stored := r.stored()
 	r.await("rows in the lake again", func() bool { return r.stored() > stored+500 })
 	r.await("ready pipeline", func() bool { return r.ready() == "ready\n" })
+}
+
+// A recording on a full disk ends where it last synced; the engine and the pipeline
+// after it must not notice more than that.
+func TestAFullDiskUnderARecordingEndsItWhereItCanBeReplayed(t *testing.T) {
+	r := newRig(t, setup{})
+	dir := disk(t, 8)
+	r.record(dir)
+	r.startEngine("--ring-bytes", "512KiB")
+	stop := r.load()
+	r.await("a recording that grows", func() bool { return size(dir) > 256<<10 })
+	fill(t, dir)
+	r.recordingEnded(dir, "no space left")
+	r.goOnAfter(dir)
+	stop()
+	r.judge()
+}
+
+// record puts a recorder in the place of the pipeline.
+func (r *rig) record(dir string) {
+	r.Helper()
+	bin, err := binary()
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.recorder = fleet.NewProcess("record", r.dir, bin, "record", "--socket", r.socket, "--out", dir)
+	if err := r.recorder.Start(); err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() {
+		if r.recorder.Running() {
+			_ = r.recorder.Kill() // The test gave up.
+		}
+	})
+}
+
+// recordingEnded waits for the recorder's own end, with one sentence, and reads what
+// it kept.
+func (r *rig) recordingEnded(dir, reason string) {
+	r.Helper()
+	if err := r.recorder.Wait(patience); err != nil {
+		r.Fatal(err)
+	}
+	if last := r.recorder.Tail(); !strings.HasPrefix(last, "sonde: ") || !strings.Contains(last, reason) {
+		r.Errorf("the recorder's last words are %q", last)
+	}
+	if out, code := sonde(r.T, "replay", dir, "--info"); code != 0 {
+		r.Errorf("the recording cannot be read, exit code %d:\n%s", code, out)
+	}
+}
+
+// goOnAfter replays a recording into the lake, and lets the pipeline take over the
+// engine that was recorded.
+func (r *rig) goOnAfter(dir string) {
+	r.Helper()
+	if out, code := sonde(r.T, "replay", dir, "--config", r.config); code != 0 {
+		r.Fatalf("the replay ended with %d:\n%s", code, out)
+	}
+	r.start()
+	r.await("rows of the engine on the bus", func() bool { return r.acknowledged() > 500 })
+}
+
+// size adds up the files of a folder.
+func size(dir string) (n int64) {
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			if info, err := d.Info(); err == nil { // It may be gone by now.
+				n += info.Size()
+			}
+		}
+		return nil
+	})
+	return n
 }

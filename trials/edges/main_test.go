@@ -98,18 +98,6 @@ func disk(t *testing.T, mib int) string {
 	return dir
 }
 
-// readOnly makes a mounted disk refuse writes, or take them again.
-func readOnly(t *testing.T, dir string, on bool) {
-	t.Helper()
-	flags := uintptr(unix.MS_REMOUNT | unix.MS_BIND)
-	if on {
-		flags |= unix.MS_RDONLY
-	}
-	if err := unix.Mount("", dir, "", flags, ""); err != nil {
-		t.Fatalf("remount %s read-only %v: %v", dir, on, err)
-	}
-}
-
 // fill takes the last byte of a disk, and returns how to give it back.
 func fill(t *testing.T, dir string) (free func()) {
 	t.Helper()

@@ -14,6 +14,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"sonde/catalogue"
 )
 
 // health knows what this process waits for. Readiness is about inputs and
@@ -26,21 +28,24 @@ type health struct {
 
 func newHealth() *health { return &health{checks: map[string]func() string{}} }
 
-// set says what a part waits for: a question that is asked at each probe.
+// set says what a part waits for: a question that is asked at each probe. The
+// part is one of the catalogue's.
 func (h *health) set(part string, waiting func() string) {
+	catalogue.CheckOf(part)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.checks[part] = waiting
 }
 
-// missing lists what is waited for, one sentence each, sorted; empty is ready.
+// missing lists what is waited for, and what to do, one line each, sorted; empty
+// is ready.
 func (h *health) missing() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var out []string
 	for part, waiting := range h.checks {
 		if what := waiting(); what != "" {
-			out = append(out, part+": "+what)
+			out = append(out, fmt.Sprintf("%s: %s; to do: %s", part, what, catalogue.CheckOf(part).Do))
 		}
 	}
 	sort.Strings(out)
@@ -59,9 +64,9 @@ func serveHTTP(address string, registry *prometheus.Registry, h *health, log *sl
 		return nil, fmt.Errorf("serve HTTP on http.listen = %s: %w; choose another address", address, err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "live") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+	mux.Handle("GET "+catalogue.PathMetrics, promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET "+catalogue.PathLive, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "live") })
+	mux.HandleFunc("GET "+catalogue.PathReady, func(w http.ResponseWriter, _ *http.Request) {
 		if missing := h.missing(); len(missing) > 0 {
 			http.Error(w, strings.Join(missing, "\n"), http.StatusServiceUnavailable)
 			return

@@ -176,6 +176,11 @@ func (p *Pipeline) Ledger() producer.Snapshot { return p.agent.Snapshot() }
 // Drain waits until everything that was published has been scored and stored,
 // verdicts included, as far as this process has the roles for it.
 func (p *Pipeline) Drain(ctx context.Context) error {
+	return p.drain(ctx, func() string { return "" })
+}
+
+// drain gives up when hopeless says why nothing more will be stored.
+func (p *Pipeline) drain(ctx context.Context, hopeless func() string) error {
 	if p.scored != nil {
 		if err := p.await(ctx, p.scored.settled); err != nil {
 			return fmt.Errorf("drain: not everything is scored: %w", err)
@@ -191,7 +196,14 @@ func (p *Pipeline) Drain(ctx context.Context) error {
 	if info.Last == 0 { // Nothing was ever published.
 		return nil
 	}
-	err = p.await(ctx, func() bool { return p.lake.Committed() > info.Last })
+	why := ""
+	err = p.await(ctx, func() bool {
+		why = hopeless()
+		return why != "" || p.lake.Committed() > info.Last
+	})
+	if err == nil && why != "" {
+		err = errors.New(why)
+	}
 	if err != nil {
 		return fmt.Errorf("drain: the dataset is at position %d and the stream at %d: %w", p.lake.Committed(), info.Last, err)
 	}
@@ -224,7 +236,7 @@ func (p *Pipeline) Stop() {
 	p.agents.Wait()
 	if p.server != nil && p.bus != nil && p.lake != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
-		if err := p.Drain(ctx); err != nil {
+		if err := p.drain(ctx, p.lake.Trouble); err != nil {
 			p.log.Warn("not everything is stored yet; the next start goes on here", "error", err)
 		}
 		cancel()
