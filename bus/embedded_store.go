@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"sonde/catalogue"
 )
 
 const (
@@ -29,11 +31,8 @@ type storeMetrics struct {
 }
 
 func newStoreMetrics(reg prometheus.Registerer) (*storeMetrics, error) {
-	m := &storeMetrics{
-		failed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "sonde_bus_store_failed",
-			Help: "1 while the embedded bus cannot write its store"}),
-		reopened: prometheus.NewCounter(prometheus.CounterOpts{Name: "sonde_bus_store_reopened_total",
-			Help: "times that the store of the embedded bus was opened anew after it failed"})}
+	m := &storeMetrics{failed: catalogue.NewGauge("sonde_bus_store_failed"),
+		reopened: catalogue.NewCounter("sonde_bus_store_reopened_total")}
 	if reg == nil {
 		return m, nil
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"sonde/catalogue"
 )
 
 // metrics of one connection to a broker.
@@ -29,39 +31,39 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	var all []prometheus.Collector
-	counter := func(name, help string) prometheus.Counter {
-		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	counter := func(name string) prometheus.Counter {
+		c := catalogue.NewCounter(name)
 		all = append(all, c)
 		return c
 	}
-	vector := func(name, help, label string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+	vector := func(name string) *prometheus.CounterVec {
+		c := catalogue.NewCounterVec(name)
 		all = append(all, c)
 		return c
 	}
-	gauge := func(name, help string) prometheus.Gauge {
-		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+	gauge := func(name string) prometheus.Gauge {
+		g := catalogue.NewGauge(name)
 		all = append(all, g)
 		return g
 	}
 	m := &metrics{
-		published:      counter("sonde_bus_published_messages_total", "messages handed over for publication"),
-		publishedBytes: counter("sonde_bus_published_bytes_total", "their bytes"),
-		acknowledged:   counter("sonde_bus_acknowledged_messages_total", "messages that the broker acknowledged"),
-		duplicates:     counter("sonde_bus_duplicate_acknowledgements_total", "acknowledgements of what was stored before"),
-		refused:        counter("sonde_bus_refused_messages_total", "messages that can never be taken"),
-		repeated:       counter("sonde_bus_repeated_messages_total", "messages published again"),
-		failures:       vector("sonde_bus_publish_failures_total", "events that made the window start anew", "reason"),
-		window:         gauge("sonde_bus_window_bytes", "bytes published and not acknowledged"),
-		connected:      gauge("sonde_bus_connected", "1 while the broker can be reached"),
-		connections:    counter("sonde_bus_connections_total", "connections made to the broker"),
-		delivered:      counter("sonde_bus_delivered_messages_total", "messages read from the stream"),
-		deliveredBytes: counter("sonde_bus_delivered_bytes_total", "their bytes"),
-		unheard:        counter("sonde_bus_unheard_messages_total", "live messages that a slow listener missed"),
-		requests:       vector("sonde_bus_requests_total", "commands sent, by outcome", "outcome"),
-		streamBytes:    gauge("sonde_bus_stream_bytes", "size of the stream"),
-		streamMaxBytes: gauge("sonde_bus_stream_max_bytes", "bound of the stream; beyond it, publishing waits"),
-		streamMessages: gauge("sonde_bus_stream_messages", "messages in the stream"),
+		published:      counter("sonde_bus_published_messages_total"),
+		publishedBytes: counter("sonde_bus_published_bytes_total"),
+		acknowledged:   counter("sonde_bus_acknowledged_messages_total"),
+		duplicates:     counter("sonde_bus_duplicate_acknowledgements_total"),
+		refused:        counter("sonde_bus_refused_messages_total"),
+		repeated:       counter("sonde_bus_repeated_messages_total"),
+		failures:       vector("sonde_bus_publish_failures_total"),
+		window:         gauge("sonde_bus_window_bytes"),
+		connected:      gauge("sonde_bus_connected"),
+		connections:    counter("sonde_bus_connections_total"),
+		delivered:      counter("sonde_bus_delivered_messages_total"),
+		deliveredBytes: counter("sonde_bus_delivered_bytes_total"),
+		unheard:        counter("sonde_bus_unheard_messages_total"),
+		requests:       vector("sonde_bus_requests_total"),
+		streamBytes:    gauge("sonde_bus_stream_bytes"),
+		streamMaxBytes: gauge("sonde_bus_stream_max_bytes"),
+		streamMessages: gauge("sonde_bus_stream_messages"),
 	}
 	if reg == nil {
 		return m, nil

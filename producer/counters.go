@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sonde/catalogue"
 	"sonde/schema"
 )
 
@@ -55,34 +56,29 @@ func (c *counters) abort(outcome string) {
 // collector shows the agent to Prometheus.
 type collector struct{ a *Agent }
 
-func describe(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc(name, help, labels, nil)
-}
-
 var (
-	descRows = describe("sonde_producer_rows_total", "chosen rows, by what became of them; and filtered ones", "engine",
-		"rank", "class", "reason")
-	descCaptured    = describe("sonde_producer_captured_rows", "rows that the policy chose", "engine", "rank")
-	descInflight    = describe("sonde_producer_inflight_rows", "rows read and not settled", "engine", "rank")
-	descBytes       = describe("sonde_producer_inflight_bytes", "bytes published and not acknowledged", "engine", "rank")
-	descHeld        = describe("sonde_producer_held_bytes", "payload bytes in the ring not released", "engine", "rank")
-	descLag         = describe("sonde_producer_ring_records", "records in the ring not released", "engine", "rank")
-	descOldest      = describe("sonde_producer_oldest_batch_seconds", "age of the oldest open batch", "engine", "rank")
-	descSent        = describe("sonde_producer_messages_total", "messages published", "kind")
-	descSentBytes   = describe("sonde_producer_message_bytes_total", "their bytes", "kind")
-	descRefused     = describe("sonde_producer_refused_messages_total", "messages that the bus refused for good", "kind")
-	descAborts      = describe("sonde_producer_aborts_total", "abort commands served", "outcome")
-	descRanks       = describe("sonde_producer_ranks", "ranks attached")
-	descAttached    = describe("sonde_producer_attached_total", "sessions taken")
-	descDetached    = describe("sonde_producer_detached_total", "sessions given up before the end of their epoch")
-	descQuarantined = describe("sonde_producer_quarantined_total", "rings whose records made no sense")
-	descClosed      = describe("sonde_producer_epochs_closed_total", "epochs closed")
-	descSteps       = describe("sonde_producer_steps_total", "steps expanded")
-	descCorrupt     = describe("sonde_producer_corrupt_captures_total", "captures that did not fit their layout")
-	descObituaries  = describe("sonde_producer_bad_obituaries_total", "journal records of dead writers that made no sense")
-	descUnserved    = describe("sonde_producer_unserved_aborts_total", "tenants whose aborts are not served")
-	descDeadFiles   = describe("sonde_producer_dead_letter_files", "files in the dead-letter directory")
-	descDeadBytes   = describe("sonde_producer_dead_letter_bytes", "their bytes")
+	seriesRows        = catalogue.NewSeries("sonde_producer_rows_total")
+	seriesCaptured    = catalogue.NewSeries("sonde_producer_captured_rows")
+	seriesInflight    = catalogue.NewSeries("sonde_producer_inflight_rows")
+	seriesBytes       = catalogue.NewSeries("sonde_producer_inflight_bytes")
+	seriesHeld        = catalogue.NewSeries("sonde_producer_held_bytes")
+	seriesLag         = catalogue.NewSeries("sonde_producer_ring_records")
+	seriesOldest      = catalogue.NewSeries("sonde_producer_oldest_batch_seconds")
+	seriesSent        = catalogue.NewSeries("sonde_producer_messages_total")
+	seriesSentBytes   = catalogue.NewSeries("sonde_producer_message_bytes_total")
+	seriesRefused     = catalogue.NewSeries("sonde_producer_refused_messages_total")
+	seriesAborts      = catalogue.NewSeries("sonde_producer_aborts_total")
+	seriesRanks       = catalogue.NewSeries("sonde_producer_ranks")
+	seriesAttached    = catalogue.NewSeries("sonde_producer_attached_total")
+	seriesDetached    = catalogue.NewSeries("sonde_producer_detached_total")
+	seriesQuarantined = catalogue.NewSeries("sonde_producer_quarantined_total")
+	seriesClosed      = catalogue.NewSeries("sonde_producer_epochs_closed_total")
+	seriesSteps       = catalogue.NewSeries("sonde_producer_steps_total")
+	seriesCorrupt     = catalogue.NewSeries("sonde_producer_corrupt_captures_total")
+	seriesObituaries  = catalogue.NewSeries("sonde_producer_bad_obituaries_total")
+	seriesUnserved    = catalogue.NewSeries("sonde_producer_unserved_aborts_total")
+	seriesDeadFiles   = catalogue.NewSeries("sonde_producer_dead_letter_files")
+	seriesDeadBytes   = catalogue.NewSeries("sonde_producer_dead_letter_bytes")
 )
 
 // Describe implements prometheus.Collector.
@@ -90,58 +86,54 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) { prometheus.DescribeB
 
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(out chan<- prometheus.Metric) {
-	counter := func(d *prometheus.Desc, v uint64, values ...string) {
-		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), values...)
-	}
-	gauge := func(d *prometheus.Desc, v float64, values ...string) {
-		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, values...)
-	}
+	count := func(s catalogue.Series, v uint64, values ...string) { out <- s.Value(float64(v), values...) }
+	show := func(s catalogue.Series, v float64, values ...string) { out <- s.Value(v, values...) }
 	for _, r := range c.a.Snapshot().Ranks {
 		engine, rank := labels(r.Engine, r.Rank)
-		gauge(descCaptured, float64(r.Captured), engine, rank)
-		gauge(descInflight, float64(r.InFlight), engine, rank)
-		counter(descRows, r.Acknowledged, engine, rank, "acknowledged", "")
-		counter(descRows, r.Aborted, engine, rank, "aborted", "")
-		counter(descRows, r.Lost, engine, rank, "lost", "")
-		counter(descRows, r.DeadLettered, engine, rank, "dead_lettered", "")
-		counter(descRows, r.Filtered, engine, rank, "filtered", "")
+		show(seriesCaptured, float64(r.Captured), engine, rank)
+		show(seriesInflight, float64(r.InFlight), engine, rank)
+		count(seriesRows, r.Acknowledged, engine, rank, "acknowledged", "")
+		count(seriesRows, r.Aborted, engine, rank, "aborted", "")
+		count(seriesRows, r.Lost, engine, rank, "lost", "")
+		count(seriesRows, r.DeadLettered, engine, rank, "dead_lettered", "")
+		count(seriesRows, r.Filtered, engine, rank, "filtered", "")
 		for reason, n := range r.Dropped {
-			counter(descRows, n, engine, rank, "dropped", reason)
+			count(seriesRows, n, engine, rank, "dropped", reason)
 		}
 	}
 	attached, rings := c.a.rings()
 	for name, g := range rings {
 		engine, rank := labels(name.engine, name.rank)
-		gauge(descBytes, float64(g.inflight), engine, rank)
-		gauge(descHeld, float64(g.held), engine, rank)
-		gauge(descLag, float64(g.records), engine, rank)
-		gauge(descOldest, float64(g.oldestNS)/1e9, engine, rank)
+		show(seriesBytes, float64(g.inflight), engine, rank)
+		show(seriesHeld, float64(g.held), engine, rank)
+		show(seriesLag, float64(g.records), engine, rank)
+		show(seriesOldest, float64(g.oldestNS)/1e9, engine, rank)
 	}
-	gauge(descRanks, float64(attached))
+	show(seriesRanks, float64(attached))
 	n := &c.a.counters
-	counter(descAttached, n.attached.Load())
-	counter(descDetached, n.detached.Load())
-	counter(descQuarantined, n.quarantined.Load())
-	counter(descClosed, n.epochsClosed.Load())
-	counter(descSteps, n.steps.Load())
-	counter(descCorrupt, n.corrupt.Load())
-	counter(descObituaries, n.badObituaries.Load())
-	counter(descUnserved, n.unservedAborts.Load())
+	count(seriesAttached, n.attached.Load())
+	count(seriesDetached, n.detached.Load())
+	count(seriesQuarantined, n.quarantined.Load())
+	count(seriesClosed, n.epochsClosed.Load())
+	count(seriesSteps, n.steps.Load())
+	count(seriesCorrupt, n.corrupt.Load())
+	count(seriesObituaries, n.badObituaries.Load())
+	count(seriesUnserved, n.unservedAborts.Load())
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for kind, s := range n.sent {
-		counter(descSent, s.messages, string(kind))
-		counter(descSentBytes, s.bytes, string(kind))
+		count(seriesSent, s.messages, string(kind))
+		count(seriesSentBytes, s.bytes, string(kind))
 	}
 	for kind, v := range n.refused {
-		counter(descRefused, v, string(kind))
+		count(seriesRefused, v, string(kind))
 	}
 	for outcome, v := range n.aborts {
-		counter(descAborts, v, outcome)
+		count(seriesAborts, v, outcome)
 	}
 	files, bytes := c.a.dead.size()
-	gauge(descDeadFiles, float64(files))
-	gauge(descDeadBytes, float64(bytes))
+	show(seriesDeadFiles, float64(files))
+	show(seriesDeadBytes, float64(bytes))
 }
 
 // labels of a rank. The engine's name comes from outside.

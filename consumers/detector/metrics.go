@@ -2,7 +2,8 @@ package detector
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"sonde/catalogue"
 )
 
 // metrics of a runtime. Label detector is the name of a bundle.
@@ -32,40 +33,34 @@ type judgeMetrics struct {
 }
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
-	f := promauto.With(registerer)
-	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
-		return f.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
-	}
-	gauge := func(name, help string) *prometheus.GaugeVec {
-		return f.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{"detector"})
-	}
-	histogram := func(name, help string) *prometheus.HistogramVec {
-		return f.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help,
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)}, []string{"detector"})
+	counter := func(name string) *prometheus.CounterVec { return registered(registerer, catalogue.NewCounterVec(name)) }
+	gauge := func(name string) *prometheus.GaugeVec { return registered(registerer, catalogue.NewGaugeVec(name)) }
+	histogram := func(name string) *prometheus.HistogramVec {
+		return registered(registerer, catalogue.NewHistogramVec(name, prometheus.ExponentialBuckets(0.0005, 2, 16)))
 	}
 	return &metrics{
-		rows: counter("sonde_detector_rows_total", "Rows of the bound hook, by what became of them.",
-			"detector", "result"),
-		missing: counter("sonde_detector_missing_tokens_total", "Tokens that the binding covers and that never came.",
-			"detector"),
-		alerts: counter("sonde_detector_alerts_total", "Levels that a request crossed.", "detector", "level", "mode"),
-		aborts: counter("sonde_detector_aborts_total", "Requests to be stopped, by what came of it.", "detector", "outcome"),
-		latency: histogram("sonde_detector_tensor_to_verdict_seconds",
-			"From the claim of the step in the engine to the verdict, for each token."),
-		abortTime: histogram("sonde_detector_tensor_to_abort_seconds",
-			"From the claim of the step in the engine to the engine's answer to the abort."),
-		unseen: counter("sonde_detector_unseen_requests_total", "Requests that ended and of which no row arrived.",
-			"detector"),
-		ready: gauge("sonde_detector_ready", "1 when the detector judges what it should."),
-		breaker: gauge("sonde_detector_breaker_open",
-			"1 when too large a share of requests was to be stopped: alerts go on, aborts do not."),
-		samples: f.NewGauge(prometheus.GaugeOpts{Name: "sonde_detector_samples",
-			Help: "Samples of requests whose state is held."}),
-		evictions: counter("sonde_detector_evictions_total", "States of samples forgotten, by reason.", "reason"),
-		stream:    counter("sonde_detector_stream_events_total", "What was wrong with messages or with the stream.", "event"),
-		unpublished: counter("sonde_detector_unpublished_total",
-			"Detections that could not be published and are in the log alone.", "reason"),
+		rows:        counter("sonde_detector_rows_total"),
+		missing:     counter("sonde_detector_missing_tokens_total"),
+		alerts:      counter("sonde_detector_alerts_total"),
+		aborts:      counter("sonde_detector_aborts_total"),
+		latency:     histogram("sonde_detector_tensor_to_verdict_seconds"),
+		abortTime:   histogram("sonde_detector_tensor_to_abort_seconds"),
+		unseen:      counter("sonde_detector_unseen_requests_total"),
+		ready:       gauge("sonde_detector_ready"),
+		breaker:     gauge("sonde_detector_breaker_open"),
+		samples:     registered(registerer, catalogue.NewGauge("sonde_detector_samples")),
+		evictions:   counter("sonde_detector_evictions_total"),
+		stream:      counter("sonde_detector_stream_events_total"),
+		unpublished: counter("sonde_detector_unpublished_total"),
 	}
+}
+
+// registered registers a collector, unless nobody asks for metrics.
+func registered[C prometheus.Collector](registerer prometheus.Registerer, c C) C {
+	if registerer != nil {
+		registerer.MustRegister(c)
+	}
+	return c
 }
 
 func (m *metrics) of(name string) judgeMetrics {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sonde/catalogue"
 	"sonde/ring2"
 )
 
@@ -17,29 +18,27 @@ type metrics struct {
 }
 
 func newMetrics(r prometheus.Registerer) metrics {
-	counter := func(name, help string) prometheus.Counter {
-		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	counter := func(name string) prometheus.Counter {
+		c := catalogue.NewCounter(name)
 		r.MustRegister(c)
 		return c
 	}
-	vector := func(name, help, label string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+	vector := func(name string) *prometheus.CounterVec {
+		c := catalogue.NewCounterVec(name)
 		r.MustRegister(c)
 		return c
 	}
 	m := metrics{
-		steps:       counter("sonde_engine_steps_total", "Steps computed."),
-		preemptions: counter("sonde_engine_preemptions_total", "Sequences that lost their KV blocks to an older one."),
-		hits:        counter("sonde_engine_prefix_hit_tokens_total", "Tokens that the prefix cache had."),
-		chunks:      counter("sonde_engine_prefill_chunks_total", "Chunks of prompts that were split over steps."),
-		samples:     counter("sonde_engine_samples_total", "Sequences of requests with several samples."),
-		tokens:      vector("sonde_engine_tokens_total", "Tokens computed.", "phase"),
-		requests:    vector("sonde_engine_requests_total", "Sequences that ended.", "reason"),
-		aborts:      vector("sonde_engine_aborts_total", "Aborts by request or sequence.", "outcome"),
-		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "sonde_engine_step_seconds",
-			Help: "Time of a step without its delay.", Buckets: prometheus.ExponentialBuckets(1e-5, 2, 18)}),
-		sequencesMax: prometheus.NewGauge(prometheus.GaugeOpts{Name: "sonde_engine_step_sequences_max",
-			Help: "Most sequences that one step has computed."}),
+		steps:        counter("sonde_engine_steps_total"),
+		preemptions:  counter("sonde_engine_preemptions_total"),
+		hits:         counter("sonde_engine_prefix_hit_tokens_total"),
+		chunks:       counter("sonde_engine_prefill_chunks_total"),
+		samples:      counter("sonde_engine_samples_total"),
+		tokens:       vector("sonde_engine_tokens_total"),
+		requests:     vector("sonde_engine_requests_total"),
+		aborts:       vector("sonde_engine_aborts_total"),
+		seconds:      catalogue.NewHistogram("sonde_engine_step_seconds", prometheus.ExponentialBuckets(1e-5, 2, 18)),
+		sequencesMax: catalogue.NewGauge("sonde_engine_step_sequences_max"),
 	}
 	r.MustRegister(m.seconds, m.sequencesMax)
 	// Series that exist from the start can be told from a metric that is missing.

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"sonde/catalogue"
 	"sonde/engine/model"
 	"sonde/engine/scheduler"
 )
@@ -44,8 +45,8 @@ func New(o Options) http.Handler {
 	mux.HandleFunc("POST /v1/completions", s.bounded(s.complete))
 	mux.HandleFunc("POST /v1/abort", s.bounded(s.abort))
 	mux.HandleFunc("GET /v1/models", s.models)
-	mux.HandleFunc("GET /healthz", s.health)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET "+catalogue.PathHealth, s.health)
+	mux.Handle("GET "+catalogue.PathMetrics, promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		f := invalid("", "there is no %s %s", r.Method, r.URL.Path)
 		f.status = http.StatusNotFound

@@ -114,7 +114,8 @@ func (p *Pipeline) BusURL() string { return "nats://" + p.busAddress }
 
 // children are the processes in the order of their start.
 func (p *Pipeline) children() []*Process {
-	return slices.DeleteFunc([]*Process{p.Bus, p.Agent, p.Materializer, p.Engine}, func(c *Process) bool { return c == nil })
+	all := []*Process{p.Bus, p.Agent, p.Materializer, p.Engine}
+	return slices.DeleteFunc(all, func(c *Process) bool { return c == nil })
 }
 
 // Start starts all processes and waits until the engine answers.

@@ -82,9 +82,9 @@ func draw(dir, title string, verdicts []verdict) error {
 		flat = flat && verdicts[i].flat()
 	}
 	var svg, html bytes.Buffer
-	data := map[string]any{"Title": title, "Panels": panels, "Width": 2 * panelWidth, "Flat": flat,
-		"Height": (len(panels) + 1) / 2 * panelHeight, "PanelWidth": panelWidth - plotLeft, "PanelHeight": panelHeight - plotLeft,
-		"PlotWidth": plotWidth, "PlotHeight": plotHeight}
+	data := map[string]any{"Title": title, "Panels": panels, "Flat": flat, "Width": 2 * panelWidth,
+		"Height": (len(panels) + 1) / 2 * panelHeight, "PanelWidth": panelWidth - plotLeft,
+		"PanelHeight": panelHeight - plotLeft, "PlotWidth": plotWidth, "PlotHeight": plotHeight}
 	if err := templates.ExecuteTemplate(&svg, "svg", data); err != nil {
 		return fmt.Errorf("draw soak.svg: %w", err)
 	}

@@ -51,12 +51,14 @@ func TestALeakIsNotTakenForNoise(t *testing.T) {
 		value       func(done float64) float64
 	}{
 		{"an open file for each commit", "run: open files", func(d float64) float64 { return 40 + 500*d + noise(6) }},
-		{"an open file for each tenth commit", "run: open files", func(d float64) float64 { return 40 + 50*d + noise(6) }},
+		{"an open file for each tenth commit", "run: open files",
+			func(d float64) float64 { return 40 + 50*d + noise(6) }},
 		{"a goroutine for each batch", "run: goroutines", func(d float64) float64 { return 90 + 40_000*d + noise(10) }},
 		{"a goroutine for each commit", "engine: goroutines", func(d float64) float64 { return 60 + 500*d + noise(40) }},
 		{"10 KiB for each request", "run: resident memory",
 			func(d float64) float64 { return 120 + 10*10_000/1024*d + noise(30) }},
-		{"a log entry that holds all before", "lake: log per commit", func(d float64) float64 { return 4 + 20*d + noise(2) }},
+		{"a log entry that holds all before", "lake: log per commit",
+			func(d float64) float64 { return 4 + 20*d + noise(2) }},
 		{"segments that nobody removes", "bus store", func(d float64) float64 { return 150 * d }},
 		{"a dead letter now and then", "logs, dead letters: files", func(d float64) float64 { return 8 + float64(int(20*d)) }},
 		{"files that shrink", "lake: files per commit", func(d float64) float64 { return 4 + 3*d }},
@@ -110,9 +112,9 @@ func TestTooFewSamplesAreNoVerdict(t *testing.T) {
 
 func TestFilesAreCountedAsWhatTheyAre(t *testing.T) {
 	dir := t.TempDir()
-	for path, bytes := range map[string]int{"lake/_log/1.json": 2048, "lake/vectors/a.parquet": 100, "lake/tokens/b.parquet": 50,
-		"bus/jetstream/1.blk": mebibyte, "engine-state/j/1": 2 * mebibyte, "witness/x.witness": 7, "run.log": mebibyte,
-		"dead-letter/agent/1": mebibyte} {
+	for path, bytes := range map[string]int{"lake/_log/1.json": 2048, "lake/vectors/a.parquet": 100,
+		"lake/tokens/b.parquet": 50, "bus/jetstream/1.blk": mebibyte, "engine-state/j/1": 2 * mebibyte,
+		"witness/x.witness": 7, "run.log": mebibyte, "dead-letter/agent/1": mebibyte} {
 		file := filepath.Join(dir, filepath.FromSlash(path))
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
@@ -150,7 +152,8 @@ func TestTokensThatTheRingDroppedAreNotCaptured(t *testing.T) {
 func TestTheReportNamesWhatGrows(t *testing.T) {
 	var samples []*sample
 	for i := range 40 {
-		s := &sample{at: time.Duration(i) * time.Second, tokens: float64(i), commits: float64(i), values: map[string]float64{}}
+		s := &sample{at: time.Duration(i) * time.Second, tokens: float64(i), commits: float64(i),
+			values: map[string]float64{}}
 		for _, g := range gauges {
 			s.values[g.name] = 10
 		}
