@@ -13,8 +13,8 @@
  * layout entry; counters count rows.
  *
  * Threads. One thread at a time owns a writer. Functions marked [owner] are called by it alone; those marked [any]
- * may be called from any thread at any time between open and free. Callbacks run on the library's connection thread
- * and must not call [owner] functions. The library's threads take no signals.
+ * may be called from any thread at any time between open and free. Callbacks run on the library's threads, on_log also
+ * inside of sonde_writer_open, and must not call [owner] functions. The library's threads take no signals.
  *
  * Errors. Functions return a sonde_status: 0, or a negative code, and then sonde_last_error() says in one sentence,
  * on the calling thread, what failed, on which value and what to do. No C++ exception leaves the library. Rows that
@@ -101,7 +101,7 @@ typedef uint8_t (*sonde_abort_fn)(void *user, const sonde_abort_request *request
 typedef void (*sonde_log_fn)(void *user, int32_t level, const char *text);
 
 typedef struct sonde_writer_options {
-    uint32_t struct_bytes;        /* sizeof(sonde_writer_options) */
+    uint32_t struct_bytes;        /* sizeof(sonde_writer_options); what a smaller one does not have is 0 */
     uint32_t mode;                /* SONDE_BEST_EFFORT or SONDE_COMPLETE */
     const char *socket;           /* path of the agent's socket, which may appear later; NULL: never dial */
     const char *engine_instance;  /* at most 63 bytes, the same for all ranks of an engine */
@@ -116,6 +116,9 @@ typedef struct sonde_writer_options {
     void *on_abort_user;
     sonde_log_fn on_log;          /* NULL: silent */
     void *on_log_user;
+    const char *journal_dir;      /* folder of journals, NULL or "": none. It must outlive the process, not the machine:
+                                     tmpfs will do, and never makes a step wait for a disk. Writers of all ranks may
+                                     share it */
 } sonde_writer_options;
 
 typedef struct sonde_stats {
@@ -137,6 +140,14 @@ typedef struct sonde_stats {
     uint32_t attached;         /* 1: an agent is connected */
     uint32_t reserved;
 } sonde_stats;
+
+/* Of the journal; all 0 when there is none. */
+typedef struct sonde_journal_stats {
+    uint64_t bytes;             /* of this writer's journal, now */
+    uint64_t unnamed;           /* records that it did not take: it is full, or the disk is */
+    uint64_t obituaries_sent;   /* records of dead writers told to the agent */
+    uint64_t obituaries_untold; /* records of dead writers that are too large for this ring */
+} sonde_journal_stats;
 
 typedef struct sonde_model {
     const char *name, *revision, *weights_digest, *quantisation, *engine, *engine_version;
@@ -213,8 +224,9 @@ SONDE_API int32_t sonde_has_cuda(void);
 
 /* ---- writer ---- */
 
-/* Makes a ring. It works with no agent present: the library dials in the background for ever.
-   SONDE_INVALID, SONDE_SYSTEM. [any] */
+/* Makes a ring. It works with no agent present: the library dials in the background for ever. With a journal, what
+   an earlier writer of this rank left there, in this library or another, is told to the agent as obituaries: rows that
+   died with an engine and its agent together are named. SONDE_INVALID, SONDE_SYSTEM. [any] */
 SONDE_API sonde_status sonde_writer_open(const sonde_writer_options *options, sonde_writer **writer);
 /* Says goodbye and waits until the agent has released everything, at most timeout_ns; without a socket it does not
    wait. Nothing new is taken from then on; statistics and detached captures work until free. SONDE_TIMEOUT: the
@@ -227,6 +239,7 @@ SONDE_API void sonde_writer_free(sonde_writer *writer);
 SONDE_API uint64_t sonde_writer_epoch(const sonde_writer *writer);
 /* Fills in the counters. [any] */
 SONDE_API sonde_status sonde_writer_stats(sonde_writer *writer, sonde_stats *stats);
+SONDE_API sonde_status sonde_writer_journal_stats(sonde_writer *writer, sonde_journal_stats *stats);
 /* Waits until an agent is connected. SONDE_TIMEOUT. [any] */
 SONDE_API sonde_status sonde_writer_wait_attached(sonde_writer *writer, uint64_t timeout_ns);
 

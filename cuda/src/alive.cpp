@@ -4,13 +4,6 @@
 
 namespace sonde {
 
-namespace {
-
-// Says whether release has passed a sequence number that was claimed. Both lie less than 2^63 behind claim.
-bool released(uint64_t seq, uint64_t release, uint64_t claim) { return claim - seq > claim - release; }
-
-} // namespace
-
 bool AliveTable::hold(const AliveRecord &record) {
     if (bytes_ + record.payload.size() > max_bytes) return false;
     bytes_ += record.payload.size();
@@ -33,10 +26,11 @@ void AliveTable::prune(uint64_t release, uint64_t claim) {
         drop(*ended_.front());
 }
 
-std::vector<AlivePointer> AliveTable::snapshot(uint64_t release, uint64_t claim) const {
+template <class Want>
+std::vector<AlivePointer> AliveTable::all(Want want, uint64_t claim) const {
     std::vector<AlivePointer> out;
     const auto add = [&](const AlivePointer &r) {
-        if (r != nullptr && r->published && released(r->seq, release, claim)) out.push_back(r);
+        if (r != nullptr && r->published && want(*r)) out.push_back(r);
     };
     add(model_);
     for (const AlivePointer &r : layouts_) add(r);
@@ -45,6 +39,18 @@ std::vector<AlivePointer> AliveTable::snapshot(uint64_t release, uint64_t claim)
     std::sort(out.begin(), out.end(),
               [claim](const AlivePointer &a, const AlivePointer &b) { return claim - a->seq > claim - b->seq; });
     return out;
+}
+
+std::vector<AlivePointer> AliveTable::snapshot(uint64_t release, uint64_t claim) const {
+    return all([=](const AliveRecord &r) { return released(r.seq, release, claim); }, claim);
+}
+
+std::vector<AlivePointer> AliveTable::published(uint64_t claim) const {
+    return all([](const AliveRecord &) { return true; }, claim);
+}
+
+std::vector<AlivePointer> AliveTable::published(uint64_t since, uint64_t claim) const {
+    return all([=](const AliveRecord &r) { return claim - r.seq <= claim - since; }, claim);
 }
 
 } // namespace sonde

@@ -16,12 +16,16 @@ namespace sonde {
 struct AliveRecord {
     uint16_t kind = 0;
     Bytes payload;
-    uint64_t number = 0; // of a request
+    uint64_t number = 0;  // of a request
+    uint64_t ordinal = 0; // in the journal
     uint64_t seq = 0;
     bool published = false;
     uint64_t end_seq = 0; // of the record that ends it, once that is in the ring
     bool end_pending = false;
 };
+
+// Says whether release has passed a sequence number that was claimed. Both lie less than 2^63 behind claim.
+inline bool released(uint64_t seq, uint64_t release, uint64_t claim) { return claim - seq > claim - release; }
 
 // The payload of a record never changes: a snapshot shares it.
 using AlivePointer = std::shared_ptr<AliveRecord>;
@@ -47,8 +51,15 @@ public:
     void prune(uint64_t release, uint64_t claim);
     // Lists, in the order of the ring, what a reader that starts at release cannot see in the ring.
     std::vector<AlivePointer> snapshot(uint64_t release, uint64_t claim) const;
+    // Lists, in the order of the ring, the published records that still mean something and have seq in [since, claim).
+    std::vector<AlivePointer> published(uint64_t since, uint64_t claim) const;
+    std::vector<AlivePointer> published(uint64_t claim) const;
+    uint64_t bytes() const { return bytes_; }
 
 private:
+    template <class Want>
+    std::vector<AlivePointer> all(Want want, uint64_t claim) const;
+
     AlivePointer model_;
     std::vector<AlivePointer> layouts_;
     std::unordered_map<uint64_t, AlivePointer> requests_;

@@ -82,6 +82,14 @@ sonde_status sonde_writer_stats(sonde_writer *writer, sonde_stats *stats) {
     });
 }
 
+sonde_status sonde_writer_journal_stats(sonde_writer *writer, sonde_journal_stats *stats) {
+    if (stats == nullptr) return missing_argument("read statistics");
+    return with_writer(writer, "read statistics", [&] {
+        writer->fill_journal_stats(stats);
+        return SONDE_OK;
+    });
+}
+
 sonde_status sonde_writer_wait_attached(sonde_writer *writer, uint64_t timeout_ns) {
     if (const sonde_status s = check_writer(writer, "wait for agent"); s != SONDE_OK) return s;
     for (const uint64_t start = monotonic_ns(); !writer->attached(); sleep_ns(1000000))

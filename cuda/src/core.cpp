@@ -132,7 +132,7 @@ ring2_desc &WriterCore::take(Cursor *at, uint64_t pos, uint64_t bytes, uint16_t 
     d.data_pos = pos;
     d.data_len = static_cast<uint32_t>(bytes);
     d.kind = kind;
-    d.capture_ns = now_();
+    if (kind != RING2_KIND_CAPTURE) d.capture_ns = now_(); // that of a capture comes with its publication
     d.step = step;
     at->head = pos + align_up(bytes);
     slots_[at->claim & ring_.mask] = Slot{at->head, nullptr, kind};
@@ -164,9 +164,22 @@ void WriterCore::publish(ring2_desc &desc, uint16_t flags, uint64_t seq) {
     shared(desc.commit).store(seq + 1, std::memory_order_release);
 }
 
+// Publishes a capture whose copy is complete: from now on its rows can be judged.
+void WriterCore::publish_capture(uint64_t seq, uint16_t flags) const {
+    ring2_desc &d = ring_.desc(seq);
+    d.capture_ns = now_();
+    publish(d, flags, seq);
+}
+
 bool WriterCore::fits_control(uint64_t bytes) const {
     uint64_t pos = 0;
     return place(Cursor{claim_, head_}, bytes, true, &pos) == SONDE_CAPTURED;
+}
+
+uint32_t WriterCore::place_obituary(uint64_t bytes) const {
+    uint64_t pos = 0;
+    const uint32_t why = place(Cursor{claim_, head_}, bytes, false, &pos);
+    return why == SONDE_CAPTURED && claim_ - tail_ >= ring_.desc_count() / 2 ? uint32_t{SONDE_NO_SLOT} : why;
 }
 
 uint64_t WriterCore::put_control(uint16_t kind, uint64_t step, const uint8_t *payload, uint64_t bytes) {
@@ -227,7 +240,7 @@ void WriterCore::finish(const Plan &plan, bool aborted) {
         counters_.aborted_rows += plan.ledger_rows;
         store_counters();
     }
-    publish(ring_.desc(plan.seq), aborted ? RING2_FLAG_ABORTED : 0, plan.seq);
+    publish_capture(plan.seq, aborted ? RING2_FLAG_ABORTED : 0);
 }
 
 void WriterCore::detach(const Plan &plan, Copy *copy) {
@@ -246,19 +259,21 @@ void WriterCore::finish_copy(Copy *copy, bool aborted) {
         counters_.aborted_rows += copy->ledger_rows;
         store_counters();
     }
-    publish(ring_.desc(copy->seq), aborted ? RING2_FLAG_ABORTED : 0, copy->seq);
+    publish_capture(copy->seq, aborted ? RING2_FLAG_ABORTED : 0);
 }
 
-void WriterCore::abort_stuck(uint64_t before_ns) {
+bool WriterCore::abort_stuck(uint64_t before_ns) {
+    const uint64_t known = counters_.stuck_copies;
     for (uint64_t seq = tail_; seq != claim_; seq++) {
         Copy *copy = slots_[seq & ring_.mask].copy;
         if (copy == nullptr || copy->stuck || copy->claim_ns > before_ns) continue;
         copy->stuck = true;
         counters_.stuck_copies++;
         counters_.aborted_rows += copy->ledger_rows;
-        publish(ring_.desc(seq), RING2_FLAG_ABORTED, seq);
+        publish_capture(seq, RING2_FLAG_ABORTED);
     }
     store_counters();
+    return counters_.stuck_copies > known;
 }
 
 void WriterCore::store_counters() const {

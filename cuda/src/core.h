@@ -53,6 +53,9 @@ public:
     void reset_reader();
     // Says whether put_control would succeed.
     bool fits_control(uint64_t bytes) const;
+    // SONDE_CAPTURED: an obituary has room now. Obituaries are in no hurry: they leave the reserve to control records,
+    // and half of the descriptors to captures. SONDE_OVERSIZE: it never has room.
+    uint32_t place_obituary(uint64_t bytes) const;
     // Writes a whole control record and returns its sequence number. The caller has asked fits_control.
     uint64_t put_control(uint16_t kind, uint64_t step, const uint8_t *payload, uint64_t bytes);
     // Decides what of a step fits. It claims nothing. false: not even the STEP record fits.
@@ -71,8 +74,8 @@ public:
     // Publishes a detached capture, or takes back the span of one that was stuck. The copy is free afterwards.
     void finish_copy(Copy *copy, bool aborted);
     // Aborts detached copies that were claimed before a moment. The tail may then move past their spans, which stay out
-    // of use until the copy completes.
-    void abort_stuck(uint64_t before_ns);
+    // of use until the copy completes. It says whether there were any.
+    bool abort_stuck(uint64_t before_ns);
 
     // Says whether the reader blocks and must be woken.
     bool take_wake_request() const;
@@ -107,6 +110,7 @@ private:
                              uint64_t bytes);
     void advance(Cursor at);
     static void publish(ring2_desc &desc, uint16_t flags, uint64_t seq);
+    void publish_capture(uint64_t seq, uint16_t flags) const;
     void store_counters() const;
 
     Ring ring_;

@@ -1,11 +1,11 @@
 #include "fork.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <mutex>
 
 namespace sonde {
@@ -25,8 +25,7 @@ void unlock_in_parent() { guards_lock.unlock(); }
 void close_in_child() {
     generation.fetch_add(1);
     for (ForkGuard *g = guards; g != nullptr; g = g->next_) {
-        for (int fd : g->fds_)
-            if (fd >= 0) close(fd);
+        for (int fd : g->fds_) close(fd);
     }
     guards = nullptr;
     guards_lock.unlock();
@@ -35,7 +34,6 @@ void close_in_child() {
 uint64_t fork_generation() { return generation.load(std::memory_order_relaxed); }
 
 ForkGuard::ForkGuard() {
-    fds_.fill(-1);
     // It fails only without memory; then children are not protected, and nothing else is wrong.
     std::call_once(installed, [] { (void)pthread_atfork(lock_before_fork, unlock_in_parent, close_in_child); });
     const std::lock_guard<std::mutex> hold(guards_lock);
@@ -52,31 +50,30 @@ ForkGuard::~ForkGuard() {
     }
 }
 
-void ForkGuard::remember(int fd) {
-    for (int &slot : fds_) {
-        if (slot >= 0) continue;
-        slot = fd;
-        return;
-    }
-    std::abort(); // BUG: a writer has more descriptors than the guard holds
-}
-
 void ForkGuard::add(int fd) {
     const std::lock_guard<std::mutex> hold(guards_lock);
-    remember(fd);
+    fds_.push_back(fd);
 }
 
 int ForkGuard::open_socket(int domain, int type) {
     const std::lock_guard<std::mutex> hold(guards_lock);
+    fds_.reserve(fds_.size() + 1); // what can run out of memory comes first
     const int fd = socket(domain, type, 0);
-    if (fd >= 0) remember(fd);
+    if (fd >= 0) fds_.push_back(fd);
+    return fd;
+}
+
+int ForkGuard::open_file(const char *path, int flags) {
+    const std::lock_guard<std::mutex> hold(guards_lock);
+    fds_.reserve(fds_.size() + 1);
+    const int fd = open(path, flags, 0600);
+    if (fd >= 0) fds_.push_back(fd);
     return fd;
 }
 
 void ForkGuard::close_now(int fd) {
     const std::lock_guard<std::mutex> hold(guards_lock);
-    for (int &slot : fds_)
-        if (slot == fd) slot = -1;
+    std::erase(fds_, fd);
     close(fd);
 }
 

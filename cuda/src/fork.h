@@ -2,8 +2,8 @@
 // it would hide the death of its parent.
 #pragma once
 
-#include <array>
 #include <cstdint>
+#include <vector>
 
 namespace sonde {
 
@@ -19,16 +19,16 @@ public:
     ForkGuard &operator=(const ForkGuard &) = delete;
 
     void add(int fd);
-    // Makes a socket that no child can inherit in between; -1 and errno on failure.
+    // Make a socket, and open a file, that no child can inherit in between; -1 and errno on failure.
     int open_socket(int domain, int type);
+    int open_file(const char *path, int flags);
     // Closes a descriptor and forgets it.
     void close_now(int fd);
 
 private:
     friend void close_in_child();
-    void remember(int fd);
 
-    std::array<int, 8> fds_;
+    std::vector<int> fds_;
     ForkGuard *next_ = nullptr;
 };
 

@@ -13,7 +13,8 @@ struct Control {
     uint16_t kind = 0;
     uint64_t step = 0;
     Bytes payload;
-    AlivePointer alive; // what opens or ends with it, else null
+    AlivePointer alive;   // what opens or ends with it, else null
+    uint64_t ordinal = 0; // in the journal
 };
 
 // Keeps what did not even fit into the reserve, in an order that keeps every reference behind what it refers to:

@@ -50,7 +50,9 @@ uint64_t clock_ns(clockid_t clock) {
 
 } // namespace
 
-uint32_t crc32c(const void *data, size_t bytes) { return ~crc(0xffffffffU, static_cast<const uint8_t *>(data), bytes); }
+uint32_t crc32c(const void *data, size_t bytes, uint32_t before) {
+    return ~crc(~before, static_cast<const uint8_t *>(data), bytes);
+}
 
 Ring::Ring(uint8_t *ctl, uint8_t *consumer_zone, uint8_t *data_bytes_at, uint64_t desc_count, uint64_t data_bytes)
     : config(reinterpret_cast<ring2_config *>(ctl + RING2_CONFIG_OFF)),

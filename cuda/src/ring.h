@@ -13,8 +13,8 @@ namespace sonde {
 
 static_assert(std::endian::native == std::endian::little, "the ring is little-endian, and so is this code");
 
-// CRC32C (Castagnoli) of bytes, as ABI.md defines it.
-uint32_t crc32c(const void *data, size_t bytes);
+// CRC32C (Castagnoli) of bytes, as ABI.md defines it. before: that of the bytes in front of them.
+uint32_t crc32c(const void *data, size_t bytes, uint32_t before = 0);
 
 constexpr uint64_t align_up(uint64_t n) { return (n + RING2_PAYLOAD_ALIGN - 1) & ~uint64_t{RING2_PAYLOAD_ALIGN - 1}; }
 

@@ -19,18 +19,26 @@ using namespace sonde;
 namespace {
 
 constexpr int tick_ms = 5;
-constexpr uint32_t sweep_every = 20; // ticks between looks for stuck copies
+constexpr uint32_t sweep_every = 20;      // ticks between looks for stuck copies
+constexpr uint32_t take_over_every = 100; // ticks between looks for writers that died
 constexpr uint64_t close_every_ns = 1000000;
+constexpr uint32_t largest_options = 4096; // of any version of the header
 
 bool is_power(uint64_t n, uint64_t least, uint64_t most) { return std::has_single_bit(n) && n >= least && n <= most; }
 
 } // namespace
 
 sonde_status sonde_writer::check_options(const sonde_writer_options &options) {
-    if (options.struct_bytes < sizeof(sonde_writer_options))
+    // The header grows at its end: what an older program does not have is 0, and a newer one may only leave at 0 what
+    // we do not have.
+    if (options.struct_bytes < offsetof(sonde_writer_options, journal_dir) || options.struct_bytes > largest_options)
         return fail(SONDE_INVALID, "open writer: struct_bytes is %u; set it to sizeof(sonde_writer_options)",
                     options.struct_bytes);
-    o_ = options;
+    const auto *given = reinterpret_cast<const uint8_t *>(&options);
+    for (size_t i = sizeof o_; i < options.struct_bytes; i++)
+        if (given[i] != 0)
+            return fail(SONDE_INVALID, "open writer: an option at byte %zu is newer than this library; update it", i);
+    std::memcpy(static_cast<void *>(&o_), given, std::min<size_t>(sizeof o_, options.struct_bytes));
     const auto set_default = [](auto &value, auto standard) {
         if (value == 0) value = standard;
     };
@@ -87,6 +95,7 @@ sonde_status sonde_writer::open(const sonde_writer_options &options, uint64_t st
         p.writer = this;
         free_pendings_.push_back(&p);
     }
+    if (const sonde_status s = open_journal(o_.journal_dir); s != SONDE_OK) return s;
     ticking_ = start_background("sonde-tick", [this] { tick(); });
     if (!socket_.empty()) {
         connection_ = std::make_unique<Connection>(*this, socket_, stop_fd_);
@@ -98,19 +107,28 @@ sonde_status sonde_writer::open(const sonde_writer_options &options, uint64_t st
 // Does what must go on while the engine is idle, until the writer stops.
 void sonde_writer::tick() {
     pollfd stop{stop_fd_, POLLIN, 0};
-    for (uint32_t n = 1; poll(&stop, 1, tick_ms) <= 0; n++) tend(n % sweep_every == 0);
+    for (uint32_t n = 1; poll(&stop, 1, tick_ms) <= 0; n++) {
+        try {
+            tend(n % sweep_every == 0);
+            tend_journal(n % take_over_every == 0);
+        } catch (const std::exception &e) { // memory ran out: later there may be some
+            log(SONDE_LOG_WARN, e.what());
+        }
+    }
 }
 
 void sonde_writer::tend(bool sweep) {
     const std::lock_guard<std::mutex> hold(lock_);
     refresh();
+    const uint64_t before = core_->claim();
     flush();
+    bool news = core_->claim() != before;
     if (sweep && free_pendings_.size() < pendings_.size()) {
-        core_->abort_stuck(core_->now() - o_.copy_timeout_ns);
+        news = core_->abort_stuck(core_->now() - o_.copy_timeout_ns) || news;
         core_->refresh();
     }
     core_->beat();
-    wake_reader();
+    if (news) wake_reader(); // else an idle reader would be woken by every tick
 }
 
 sonde_status sonde_writer::close(uint64_t timeout_ns) {
@@ -122,6 +140,7 @@ sonde_status sonde_writer::close(uint64_t timeout_ns) {
     uint64_t left = 0;
     const bool released = say_goodbye(timeout_ns, &left);
     stop_background();
+    end_journal(left == 0);
     if (released || socket_.empty()) return SONDE_OK;
     return fail(SONDE_TIMEOUT, "close writer: the agent did not release %llu records in %llu ms",
                 static_cast<unsigned long long>(left), static_cast<unsigned long long>(timeout_ns / 1000000));
@@ -144,13 +163,14 @@ sonde_writer::~sonde_writer() {
 // Puts the BYE and waits. left: how many records, waiting ones included, were not released.
 bool sonde_writer::say_goodbye(uint64_t timeout_ns, uint64_t *left) {
     const uint64_t start = monotonic_ns();
+    Control bye{RING2_KIND_BYE, 0, {}, nullptr, 0};
     for (bool said = false;;) {
         {
             const std::lock_guard<std::mutex> hold(lock_);
             refresh();
             if (!said && flush()) {
                 core_->store_closing();
-                said = put(Control{RING2_KIND_BYE, 0, {}, nullptr});
+                said = put(bye);
             }
             wake_reader();
             *left = core_->claim() - core_->release() + queue_.records() + (said ? 0 : 1);
@@ -195,6 +215,7 @@ std::vector<AlivePointer> sonde_writer::start_snapshot(uint64_t *release) {
     // The reader before this one is gone, and the new one starts with the end of the snapshot: in between nobody moves
     // the release word.
     const std::lock_guard<std::mutex> hold(lock_);
+    retell_.store(true);
     core_->reset_reader();
     *release = core_->release();
     return alive_.snapshot(core_->release(), core_->claim());

@@ -12,7 +12,9 @@
 
 #include "connection.h"
 #include "core.h"
+#include "dead.h"
 #include "fork.h"
+#include "journal.h"
 #include "memory.h"
 #include "queue.h"
 
@@ -96,6 +98,7 @@ struct sonde_writer {
     void *step_span(uint32_t layout_index, uint32_t entry, uint64_t *bytes) const;
 
     void fill_stats(sonde_stats *stats);
+    void fill_journal_stats(sonde_journal_stats *stats);
     const sonde::OpenStep &step() const { return step_; }
     sonde_status abort_layout(uint32_t layout_index);
     const sonde::Layout *layout(uint32_t id) const { return id < layouts_.size() ? layouts_[id].get() : nullptr; }
@@ -122,7 +125,15 @@ private:
     void tend(bool sweep);
     bool say_goodbye(uint64_t timeout_ns, uint64_t *left);
     sonde_status control(sonde::Control &&record);
-    bool put(const sonde::Control &record);
+    bool put(sonde::Control &record);
+    sonde_status open_journal(const char *dir);
+    void note_in_journal(const sonde::Control &record, uint16_t flags);
+    void note_in_journal(uint16_t kind, uint16_t flags, const sonde::Bytes &payload);
+    void tend_journal(bool take_over);
+    void rotate();
+    bool tell_obituaries();
+    bool tell_one();
+    void end_journal(bool everything_released);
     void note_put(const sonde::Control &record, uint64_t seq);
     bool flush();
     bool flush_list(std::deque<sonde::Control> &list);
@@ -152,9 +163,15 @@ private:
     sonde::AliveTable alive_;
     sonde::Bytes scratch_; // the record being encoded
     sonde::StallRule stall_;
+    std::unique_ptr<sonde::Journal> journal_; // null: none is kept
+    uint64_t obituaries_sent_ = 0, obituaries_untold_ = 0;
     std::array<sonde_pending, SONDE_MAX_DETACHED> pendings_;
     std::vector<sonde_pending *> free_pendings_;
     bool closing_ = false; // nothing new is taken
+
+    std::unique_ptr<sonde::DeadQueue> dead_; // of the ticking thread; null without a journal
+    uint64_t rotate_after_ns_ = 0;           // of the ticking thread
+    std::atomic<bool> retell_{false}; // a reader attached: it is told the journals of dead writers from the start
 
     std::vector<std::unique_ptr<sonde::Layout>> layouts_; // of the owner
     size_t most_entries_ = 0;                             // of a layout

@@ -74,7 +74,7 @@ sonde_status sonde_writer::set_model(const sonde_model &m) {
     encode_model(record->payload, m);
     const std::lock_guard<std::mutex> hold(lock_);
     if (!alive_.hold(*record)) return too_much_alive("set model");
-    const sonde_status s = control(Control{RING2_KIND_MODEL, 0, record->payload, record});
+    const sonde_status s = control(Control{RING2_KIND_MODEL, 0, record->payload, record, 0});
     if (s != SONDE_OK) alive_.drop(*record);
     return s;
 }
@@ -99,7 +99,7 @@ sonde_status sonde_writer::define_layout(const sonde_layout_entry *entries, uint
     const std::lock_guard<std::mutex> hold(lock_);
     reserve_entries(count);
     if (!alive_.hold(*record)) return too_much_alive("define layout");
-    const sonde_status s = control(Control{RING2_KIND_LAYOUT, 0, record->payload, record});
+    const sonde_status s = control(Control{RING2_KIND_LAYOUT, 0, record->payload, record, 0});
     if (s != SONDE_OK) {
         alive_.drop(*record);
         return s;
@@ -145,7 +145,7 @@ sonde_status sonde_writer::open_request(const sonde_request &r) {
                     SONDE_MAX_OPEN);
     if (!alive_.hold(*record)) return too_much_alive("open request");
     alive_.add_request(record);
-    const sonde_status s = control(Control{RING2_KIND_REQUEST_OPEN, 0, record->payload, record});
+    const sonde_status s = control(Control{RING2_KIND_REQUEST_OPEN, 0, record->payload, record, 0});
     if (s != SONDE_OK) {
         alive_.remove_request(r.number);
         alive_.drop(*record);
@@ -157,7 +157,7 @@ sonde_status sonde_writer::end_request(const sonde_request_end &e) {
     if (e.finish > SONDE_DETECTOR)
         return fail(SONDE_INVALID, "end request %llu: finish %u does not exist",
                     static_cast<unsigned long long>(e.number), e.finish);
-    Control record{RING2_KIND_REQUEST_END, 0, {}, nullptr};
+    Control record{RING2_KIND_REQUEST_END, 0, {}, nullptr, 0};
     encode_end(record.payload, e, wall_ns());
     const std::lock_guard<std::mutex> hold(lock_);
     const AlivePointer open = alive_.request(e.number);
@@ -180,7 +180,7 @@ sonde_status sonde_writer::amend(uint64_t step, const sonde_amend_range *ranges,
         if (ranges[i].verdict > SONDE_PHANTOM)
             return fail(SONDE_INVALID, "amend step %llu: verdict %u does not exist",
                         static_cast<unsigned long long>(step), ranges[i].verdict);
-    Control record{RING2_KIND_AMEND, step, {}, nullptr};
+    Control record{RING2_KIND_AMEND, step, {}, nullptr, 0};
     encode_amend(record.payload, step, ranges, count);
     const std::lock_guard<std::mutex> hold(lock_);
     return control(std::move(record));
@@ -191,11 +191,13 @@ sonde_status sonde_writer::control(Control &&record) {
     if (closing_) return fail(SONDE_CLOSED, "the writer is closed");
     if (record.payload.size() > max_control_bytes && record.kind != RING2_KIND_AMEND)
         return fail(SONDE_INVALID, "a record has %zu bytes; at most %zu", record.payload.size(), max_control_bytes);
+    if (journal_ != nullptr) record.ordinal = journal_->next_ordinal();
     refresh();
     if (flush() && put(record)) {
         wake_reader();
         return SONDE_OK;
     }
+    note_in_journal(record, obituary_never_put);
     if (queue_.push(std::move(record))) return SONDE_OK;
     return fail(SONDE_FULL, "%zu control records wait already; the agent does not keep up",
                 queue_.opens.size() + queue_.ends.size());
@@ -220,15 +222,19 @@ bool sonde_writer::flush_missing() {
         const size_t n = std::min(ControlQueue::missing_per_record, queue_.missing.ranges().size());
         if (!core_->fits_control(missing_bytes(n))) return false;
         encode_missing(scratch_, queue_.missing.ranges().data(), static_cast<uint32_t>(n));
+        note_in_journal(RING2_KIND_MISSING, 0, scratch_);
         core_->put_control(RING2_KIND_MISSING, 0, scratch_.data(), scratch_.size());
         queue_.missing.forget(n);
     }
     return true;
 }
 
-// Writes a control record when it has room, and notes what it means for snapshots.
-bool sonde_writer::put(const Control &record) {
+// Writes a control record into the journal and then into the ring, when it has room, and notes what it means for
+// snapshots.
+bool sonde_writer::put(Control &record) {
     if (!core_->fits_control(record.payload.size())) return false;
+    if (journal_ != nullptr && record.ordinal == 0) record.ordinal = journal_->next_ordinal();
+    note_in_journal(record, 0);
     note_put(record, core_->put_control(record.kind, record.step, record.payload.data(), record.payload.size()));
     return true;
 }
@@ -242,6 +248,7 @@ void sonde_writer::note_put(const Control &record, uint64_t seq) {
     case RING2_KIND_LAYOUT:
     case RING2_KIND_REQUEST_OPEN:
         record.alive->seq = seq;
+        record.alive->ordinal = record.ordinal;
         record.alive->published = true;
         break;
     case RING2_KIND_REQUEST_END: alive_.end(record.alive, seq); break;

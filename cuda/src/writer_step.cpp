@@ -47,8 +47,9 @@ sonde_status sonde_writer::begin_step(const sonde_range *ranges, uint32_t range_
         wait_for_room(hold, range_count);
     if (closing_) return fail(SONDE_CLOSED, "begin step: the writer was closed while it waited");
     step_.number = next_step_++;
+    encode_step(scratch_, step_.number, step_.layouts.data(), step_.count, ranges, range_count);
+    note_in_journal(RING2_KIND_STEP, step_.named ? 0 : obituary_never_put, scratch_);
     if (step_.named) {
-        encode_step(scratch_, step_.number, step_.layouts.data(), step_.count, ranges, range_count);
         core_->claim_step(step_.plans.data(), step_.count, step_.pos, step_.number, scratch_.data(), scratch_.size());
         write_ragged_tables();
         clear_gaps();
