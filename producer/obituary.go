@@ -42,7 +42,7 @@ func (r *rank) obituary(rec *ring2.Record, g *group) error {
 	}
 	if err := r.told(e, &o, g); err != nil {
 		r.agent.counters.badObituaries.Add(1)
-		r.log.Warn("a record of a dead writer's journal does not make sense; it is passed over", "dead_epoch", o.DeadEpoch,
+		r.warn("a record of a dead writer's journal does not make sense; it is passed over", "dead_epoch", o.DeadEpoch,
 			"seq", o.Seq, "kind", o.Kind, "error", err)
 	}
 	return nil
@@ -194,7 +194,7 @@ func (r *rank) expandUnput(e *epoch) {
 		}
 		if err != nil {
 			r.agent.counters.badObituaries.Add(1)
-			r.log.Warn("a record of a dead writer's journal does not make sense; it is passed over", "dead_epoch", e.id,
+			r.warn("a record of a dead writer's journal does not make sense; it is passed over", "dead_epoch", e.id,
 				"kind", o.Kind, "error", err)
 		}
 	}

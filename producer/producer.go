@@ -204,7 +204,9 @@ func (a *Agent) Attach(ctx context.Context, s Session) {
 		// The peer would redial with the same ring: the session is kept until the
 		// rank's next epoch or the end of the agent.
 		a.counters.quarantined.Add(1)
-		log.Error("ring quarantined: this rank is not read any more", "error", err)
+		if s.Quarantined() == nil { // A corrupt ring was logged where it was found.
+			log.Error("ring quarantined: this rank is not read any more", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 		case <-r.replaced:

@@ -56,9 +56,19 @@ type rank struct {
 	inflightB atomic.Int64
 	oldestNS  atomic.Int64
 
+	lastWarning  time.Time     // of warn
 	replaced     chan struct{} // closed when the next epoch of this rank attaches
 	replacedOnce sync.Once
 	gone         chan struct{} // closed when the agent forgot it
+}
+
+// warn logs what the records of a rank can cause without end, at most once a
+// second, so that a hostile engine does not fill the log. Counters tell the rest.
+func (r *rank) warn(what string, args ...any) {
+	if now := time.Now(); now.Sub(r.lastWarning) >= time.Second {
+		r.lastWarning = now
+		r.log.Warn(what, args...)
+	}
 }
 
 // group is what is released together: a control record, or a STEP with its

@@ -169,7 +169,7 @@ func (st *openStep) take(rec *ring2.Record) error {
 		c.state, c.entries = captureRead, st.entries[n:]
 		if err != nil {
 			st.r.agent.counters.corrupt.Add(1)
-			st.r.log.Warn("a capture does not fit its layout; its rows are dropped", "seq", rec.Seq, "error", err)
+			st.r.warn("a capture does not fit its layout; its rows are dropped", "seq", rec.Seq, "error", err)
 			c.state = captureCorrupt
 		}
 	}
