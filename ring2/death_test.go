@@ -25,8 +25,14 @@ const childRole = "RING2_CHILD"
 
 func startChild(t *testing.T, role string, env ...string) *child {
 	t.Helper()
-	c := &child{cmd: exec.Command(os.Args[0], "-test.run=^TestChildProcess$"), lines: make(chan string, 1<<16)}
-	c.cmd.Env = append(append(os.Environ(), childRole+"="+role), env...)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestChildProcess$")
+	cmd.Env = append(append(os.Environ(), childRole+"="+role), env...)
+	return startCommand(t, cmd)
+}
+
+func startCommand(t *testing.T, cmd *exec.Cmd) *child {
+	t.Helper()
+	c := &child{cmd: cmd, lines: make(chan string, 1<<16)}
 	c.cmd.Stderr = os.Stderr
 	out, err := c.cmd.StdoutPipe()
 	if err != nil {

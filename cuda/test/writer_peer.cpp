@@ -1,7 +1,9 @@
 // An engine on libsonde for tests of the agent:
 //   writer_peer SOCKET STEPS [mode=complete] [descs=64] [bytes=262144] [requests=4] [detach=1] [pause_us=0] [wait_s=20]
+//               [journal=DIR] [progress=1]
 // Sequences 1 to `requests` compute random runs of tokens; what their rows hold follows from their identity (rows.h).
-// With detach=1 every third capture is completed later by another thread. Prints its statistics as JSON when the agent
+// With detach=1 every third capture is completed later by another thread; with progress=1 it prints how many steps were
+// committed. Prints its statistics as JSON when the agent
 // has released everything. Exit status: 0 all was said, 2 wrong usage, 3 the agent did not release everything in
 // wait_s.
 
@@ -41,6 +43,7 @@ void open_all(Run &run, const char *socket) {
     o.desc_count = run.number("descs", 64);
     o.data_bytes = run.number("bytes", 262144);
     o.step_stall_budget_ns = 20000000000U;
+    o.journal_dir = run.options["journal"].c_str();
     if (run.options["mode"] == "complete") o.mode = SONDE_COMPLETE;
     CHECK_EQUAL(sonde_writer_open(&o, &run.writer), SONDE_OK);
     const sonde_model model{"peer", "r1", "", "", "libsonde", "1", 4, 64, 1000};
@@ -134,6 +137,10 @@ int main(int argc, char **argv) {
     const uint64_t steps = std::strtoull(argv[2], nullptr, 10), pause_us = run.number("pause_us", 0);
     for (uint64_t i = 0; i < steps; i++) {
         write_step(run, i, random);
+        if (run.number("progress", 0) != 0) {
+            std::printf("step %" PRIu64 "\n", i);
+            std::fflush(stdout);
+        }
         if (pause_us > 0) sleep_ns(pause_us * 1000);
     }
     for (std::thread &copy : run.copies) copy.join();
