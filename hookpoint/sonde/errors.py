@@ -42,3 +42,19 @@ class IncompleteTensor(SondeError):
         runs = "; ".join(f"[{m.start}, {m.stop}): {m.reason}" for m in missing[:8])
         more = f"; and {len(missing) - 8} more gaps" if len(missing) > 8 else ""
         super().__init__(f"{what} is incomplete: positions {runs}{more}; pass allow_partial=True to read the rest")
+
+
+class CaptureError(SondeError):
+    """Capture from a model cannot do what was asked for."""
+
+
+class LibraryMissing(CaptureError):
+    """libsonde was not found or cannot be used."""
+
+
+class UnknownHook(CaptureError):
+    """A hook name fits nothing in the model; the text lists the nearest names."""
+
+
+class AlreadyAttached(CaptureError):
+    """The model, or one that contains it, has a capture already."""

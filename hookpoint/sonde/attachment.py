@@ -1,0 +1,445 @@
+"""Attaching to a model: the public calls, and what happens around each forward of the root."""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import itertools
+import logging
+import os
+import sys
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from sonde import compiled
+from sonde.calls import Calls
+from sonde.errors import AlreadyAttached, CaptureError
+from sonde.gather import Gatherer
+from sonde.huggingface import HuggingFace, supports
+from sonde.identity import Naming
+from sonde.libsonde import REASONS
+from sonde.names import Catalogue, Tap
+from sonde.recorder import MODES, Abort, Recorder, WriterSettings
+from sonde.rows import CASTS, Grid
+from sonde.step import Identity, Unidentified
+from sonde.taps import Forward, InputHook, OutputHook, RootHook, RootPreHook, Trunk
+
+log = logging.getLogger("sonde")
+
+SOCKET = "/run/sonde/ring.sock"
+CLOSE_TIMEOUT = 10.0  # seconds that detach waits for the agent
+MAX_REPORTED = 256  # different problems that are told apart; further ones are only counted
+
+_attached: weakref.WeakKeyDictionary[nn.Module, Capture] = weakref.WeakKeyDictionary()
+_instances = itertools.count()
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a capture has done so far. Rows are those of all hooks."""
+
+    attached: bool  #: an agent has the ring
+    forwards: int  #: that were captured
+    unidentified: int  #: forwards of which nothing was stored, because nobody could say whose tokens they compute
+    raised: int  #: forwards that raised; nothing of them is stored
+    failures: int  #: of capture itself; the model never saw them
+    overwritten: int  #: tensors that were not read because the model had overwritten them
+    captured_rows: int  #: offered to the ring, dropped ones included
+    dropped_rows: dict[str, int]  #: by reason
+    aborted_rows: int  #: their tensor had been overwritten, or their copy failed
+    problems: dict[str, int]  #: sentences, and how often each was true
+
+
+@dataclass
+class _Counts:
+    forwards: int = 0
+    unidentified: int = 0
+    raised: int = 0
+    failures: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+
+
+class Capture:
+    """A model whose activations are captured. Made by `attach`; every method may be called from any thread."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: list[Tap],
+        settings: WriterSettings,
+        naming: Naming,
+        identity: Identity | Callable[[Recorder], Identity] | None,
+        token_ids: bool,
+        cast: str | None,
+        shard: Callable[[Tap], tuple[int, int]] | None,
+    ) -> None:
+        """Use `attach`."""
+        self._model, self.taps, self._token_ids = weakref.ref(model), tuple(taps), token_ids
+        self._naming, self._local = naming, threading.local()
+        self._counts, self._lock = _Counts(), threading.Lock()
+        self._enabled, self._detached = True, False
+        self._last_stats: Stats | None = None
+        self._parameters = _positional(model)
+        self.recorder = Recorder(replace(settings, on_log=lambda text: self._problem("ring", text, failure=False)))
+        try:
+            self.identity = self._identify(model, identity)
+            self._gatherer = Gatherer(self.recorder, taps, cast, shard, self._problem)
+            self._trunk = Trunk()
+            self._handle = compiled.register(self)
+            self._hooks: list[InputHook | OutputHook] = []
+            self._handles: list[Any] = []
+            self._hook(model)
+        except BaseException:
+            self.recorder.close(0)
+            raise
+
+    # ---- for users ----
+
+    def enable(self) -> None:
+        """Capture from the next forward on."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Capture nothing from the next forward on. The hooks stay, so that compiled code stays valid."""
+        self._enabled = False
+
+    @property
+    def enabled(self) -> bool:
+        """Say whether forwards are captured."""
+        return self._enabled and not self._detached
+
+    @contextmanager
+    def request(self, *ids: str, **naming: Any) -> Iterator[None]:
+        """Name the rows of the calls inside the block, on this thread: one id for each prompt of the batch.
+
+        tenant, adapter, labels, opt_in and trace_parent may be given, too; what is not given is that of `attach`.
+        """
+        before = getattr(self._local, "naming", None)
+        self._local.naming = replace(before or self._naming, requests=list(ids) or None, **naming)
+        try:
+            yield
+        finally:
+            self._local.naming = before
+
+    @property
+    def naming(self) -> Naming:
+        """What the requests of this thread's calls are called."""
+        return getattr(self._local, "naming", None) or self._naming
+
+    @property
+    def epoch(self) -> str:
+        """Identifies this capture in the dataset."""
+        return self.recorder.epoch
+
+    def wait_attached(self, timeout: float = 10.0) -> None:
+        """Wait until an agent has the ring, at most timeout seconds. Raises CaptureError."""
+        self.recorder.wait_attached(timeout)
+
+    def stats(self) -> Stats:
+        """Say what was captured and what was not. After detach: as it was then."""
+        return self._last_stats or self._read_stats()
+
+    def _read_stats(self) -> Stats:
+        ring = self.recorder.stats()
+        dropped = {reason: n for reason, n in zip(REASONS, ring.dropped_rows, strict=True) if n}
+        with self._lock:
+            n = self._counts
+            return Stats(
+                bool(ring.attached), n.forwards, n.unidentified, n.raised, n.failures, self._gatherer.overwritten,
+                ring.captured_rows, dropped, ring.aborted_rows, dict(n.problems),
+            )  # fmt: skip
+
+    def detach(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Leave the model as it was, and wait at most timeout seconds until the agent has everything.
+
+        What the agent did not take in time is lost; that is logged, and no error. Again: nothing happens.
+        """
+        with self._lock:
+            if self._detached:
+                return
+            self._detached = True
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        compiled.forget(self._handle)
+        model = self._model()
+        if model is not None:
+            _attached.pop(model, None)
+        if not self.recorder.forked:
+            self._finish(timeout)
+        left = self.recorder.close(timeout)
+        if left and timeout > 0:
+            log.warning("%s", left)
+
+    def _finish(self, timeout: float) -> None:
+        self._guarded("identity", getattr(self.identity, "detach", lambda: None))
+        with self.recorder.lock:  # a forward of another thread has ended its step
+            self._guarded("close", self._gatherer.close, timeout)
+            self._guarded("close", self._keep_stats)
+
+    def _keep_stats(self) -> None:
+        self._last_stats = self._read_stats()
+
+    def __enter__(self) -> Capture:
+        """Capture until the end of the block."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Detach, also when the block raised."""
+        self.detach()
+
+    # ---- around a forward ----
+
+    def begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begin a forward of the root. Nothing that goes wrong here reaches the model."""
+        current = self._trunk.current
+        current.forward = None
+        if not self._enabled or self._detached or module is not self._model() or torch.jit.is_tracing():
+            return
+        try:
+            if self.recorder.forked:
+                raise Unidentified("this process was forked from the one that attached; attach again in it")
+            ranges = self.identity.ranges(module, args, kwargs)
+            if not ranges:
+                return
+            ids = self._argument("input_ids", args, kwargs) if self._token_ids else None
+            forward = Forward(ranges, grid_of(self._parameters, args, kwargs), ids)
+            forward.before = sys.exc_info()[1]
+            current.forward = forward
+        except Exception as e:  # noqa: BLE001 (whatever goes wrong in capture is not the model's)
+            with self._lock:
+                self._counts.unidentified += 1
+            self._report(e)
+
+    def end(self, module: Any, output: Any) -> None:
+        """End a forward of the root: store what was tapped."""
+        current = self._trunk.current
+        forward, current.forward = current.forward, None
+        if self._trunk.sink:  # its taps were compiled, and the root itself was not
+            taken, taps = list(self._trunk.sink), list(self._trunk.sunk)
+            self._trunk.sink.clear()
+            self._trunk.sunk.clear()
+            if forward is not None:
+                forward.taken += [(i, x, None) for i, x in zip(taps, taken, strict=True)]
+        if forward is None or self._detached:
+            return
+        if sys.exc_info()[1] is not forward.before:
+            with self._lock:
+                self._counts.raised += 1
+            return
+        self.recorder.forget_step()
+        self._guarded("store", self._store, forward)
+        self._guarded("identity", self.identity.finished, module, output)
+
+    def begin_compiled(self, kwargs: dict[str, Any]) -> None:
+        """Begin a forward from a compiled graph."""
+        self.begin(self._model(), (), kwargs)
+
+    def end_compiled(self, taken: list[tuple[int, torch.Tensor, None]]) -> None:
+        """End a forward from a compiled graph."""
+        forward = self._trunk.current.forward
+        if forward is not None:
+            forward.taken += taken
+            self.end(self._model(), None)
+
+    def _store(self, forward: Forward) -> None:
+        with self.recorder.lock:
+            self._counts.forwards += self._gatherer.store(forward)
+            for index in self._gatherer.early:
+                self._hooks[index].early = True
+
+    def _guarded(self, about: str, call: Callable[..., object], *args: Any) -> None:
+        try:
+            call(*args)
+        except Exception as e:  # noqa: BLE001 (whatever goes wrong in capture is not the model's)
+            self._problem(about, str(e) if isinstance(e, CaptureError) else repr(e))
+
+    def _report(self, e: Exception) -> None:
+        if isinstance(e, Unidentified):
+            self._problem("identity", f"nothing of a forward was stored: {e}", failure=False)
+        else:
+            self._problem("identity", repr(e))
+
+    def _problem(self, about: str, text: str, failure: bool = True) -> None:
+        """Count a problem, and report each sentence once."""
+        text = f"{about}: {text}"
+        with self._lock:
+            n = self._counts
+            n.failures += failure
+            if text not in n.problems and len(n.problems) >= MAX_REPORTED:
+                text = "further problems"
+            n.problems[text] += 1
+            new = n.problems[text] == 1
+        if new:
+            log.warning("capture: %s", text)
+
+    # ---- making ----
+
+    def _identify(self, model: nn.Module, identity: Any) -> Identity:
+        if identity is not None:
+            return identity if hasattr(identity, "ranges") else identity(self.recorder)
+        if supports(model):
+            return HuggingFace(model, self.recorder, lambda: self.naming, self._report)
+        return Calls(self.recorder, lambda: self.naming, lambda a, k: grid_of(self._parameters, a, k))
+
+    def _hook(self, model: nn.Module) -> None:
+        modules = dict(model.named_modules())
+        try:
+            for i, tap in enumerate(self.taps):
+                module = modules[tap.path]
+                if tap.site == "input":
+                    hook: InputHook | OutputHook = InputHook(self._trunk, i, tap)
+                    self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                else:
+                    hook = OutputHook(self._trunk, i, tap)
+                    self._handles.append(module.register_forward_hook(hook))
+                self._hooks.append(hook)
+            first = next(itertools.chain(model.parameters(), model.buffers()), None)
+            token = torch.zeros(1, dtype=torch.int32, device=None if first is None else first.device)
+            traced = compiled.Traced(self._handle, self._parameters, token, self._trunk.sink, self._trunk.sunk)
+            self._handles.append(
+                model.register_forward_pre_hook(RootPreHook(self.begin, traced.begin), with_kwargs=True)
+            )
+            self._handles.append(model.register_forward_hook(RootHook(self.end, traced.end), always_call=True))
+        except BaseException:
+            for handle in self._handles:
+                handle.remove()
+            raise
+
+    def _argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        value = kwargs.get(name)
+        if value is None and name in self._parameters[: len(args)]:
+            value = args[self._parameters.index(name)]
+        return value if isinstance(value, torch.Tensor) else None
+
+
+def attach(
+    model: nn.Module,
+    hooks: Sequence[str] = ("resid_post",),
+    *,
+    socket: str | None = SOCKET,
+    requests: Sequence[str] | None = None,
+    labels: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
+    tenant: str = "default",
+    adapter: str = "",
+    opt_in: bool | Sequence[bool] = False,
+    trace_parent: str = "",
+    model_name: str = "",
+    identity: Identity | Callable[[Recorder], Identity] | None = None,
+    token_ids: bool = True,
+    mode: str = "best_effort",
+    dtype: str | None = None,
+    data_bytes: int = 64 << 20,
+    engine: str = "",
+    rank: int = 0,
+    rank_count: int = 1,
+    shard: Callable[[Tap], tuple[int, int]] | None = None,
+    on_abort: Callable[[Abort], object] | None = None,
+) -> Capture:
+    """Capture hooks of a model from its next forward on, until `detach`.
+
+    hooks: names or patterns as `sonde.hooks(model)` lists them. socket: of the agent, which may come later. requests:
+    an id for each prompt of a call (random ones otherwise); labels and opt_in may have one entry for each, too.
+    identity: says whose tokens a forward computes; Sonde knows it for models of transformers, and otherwise each row of
+    a batch is a request. mode: "best_effort" drops what the ring has no room for, "complete" first waits at most 50 ms.
+    dtype: "f32", "f16" or "bf16" casts what is floating. data_bytes: of the ring, a power of two from 256 KiB. shard: of
+    a tap, (shard, how many), under tensor parallelism. on_abort: called on another thread when a detector asks to stop
+    a sequence; give it only if you then stop it.
+
+    Raises CaptureError, and of it UnknownHook, AlreadyAttached and LibraryMissing.
+    """
+    _check(model, mode, dtype, data_bytes)
+    taps = Catalogue(model).choose(hooks)
+    settings = WriterSettings(
+        socket=os.fspath(socket) if socket else None,
+        mode=mode,
+        data_bytes=data_bytes,
+        engine_instance=engine or f"python-{os.getpid()}-{next(_instances)}",
+        rank=rank,
+        rank_count=rank_count,
+        on_abort=on_abort,
+        meta=_describe(model, model_name),
+    )
+    naming = Naming(requests, tenant, adapter, labels or {}, opt_in, trace_parent)
+    capture = Capture(model, taps, settings, naming, identity, token_ids, dtype, shard)
+    _attached[model] = capture
+    if compiled.forget_compiled_code():
+        log.warning("capture: what torch.compile made before knows nothing of the new hooks and is compiled again")
+    return capture
+
+
+def capture(model: nn.Module, hooks: Sequence[str] = ("resid_post",), **options: Any) -> Capture:
+    """Attach for the length of a `with` block; see `attach` for the options."""
+    return attach(model, hooks, **options)
+
+
+def grid_of(parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+    """Find the tokens of a forward from what the root is given: batch × columns. Raises Unidentified."""
+    named = {**dict(zip(parameters, args, strict=False)), **kwargs}
+    kept = named.get("logits_to_keep")
+    first = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
+    for x in (named.get("input_ids"), named.get("inputs_embeds"), first):
+        if isinstance(x, torch.Tensor) and x.dim() > 0:
+            one = x.dim() == 1 or x.dim() == 2 and x.is_floating_point()
+            batch, seq = (x.shape[0], 1) if one else x.shape[:2]
+            return Grid(batch, seq, _kept(kept, seq))
+    raise Unidentified("no tensor with a batch was given to the model")
+
+
+def _kept(keep: Any, seq: int) -> tuple[int, ...] | None:
+    if isinstance(keep, torch.Tensor):
+        return tuple(keep.tolist()) if keep.dim() == 1 else None
+    return tuple(range(max(seq - keep, 0), seq)) if keep else None
+
+
+def _positional(model: nn.Module) -> list[str]:
+    try:
+        found = inspect.signature(model.forward).parameters.values()
+        return [p.name for p in found if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    except (TypeError, ValueError):
+        return []
+
+
+def _describe(model: nn.Module, name: str) -> dict[str, str | int]:
+    config = Catalogue(model).config
+    number = {k: getattr(config, v, 0) for k, v in (("layers", "num_hidden_layers"), ("d_model", "hidden_size"),
+                                                    ("vocab", "vocab_size"))}  # fmt: skip
+    return {
+        "name": name or getattr(config, "name_or_path", "") or type(model).__name__,
+        "engine": "torch",
+        "engine_version": str(torch.__version__),
+        **{k: v for k, v in number.items() if isinstance(v, int)},
+    }
+
+
+def _check(model: nn.Module, mode: str, dtype: str | None, data_bytes: int) -> None:
+    """Refuse what cannot work, before anything is made."""
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"attach to {type(model).__name__}: only a torch.nn.Module has modules to tap")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("attach to a TorchScript model: its modules run without Python; attach to the original")
+    if mode not in MODES:
+        raise CaptureError(f"attach with mode={mode!r}: it is one of {', '.join(MODES)}")
+    if dtype is not None and dtype not in CASTS:
+        raise CaptureError(f"attach with dtype={dtype!r}: it is None or one of {', '.join(CASTS)}")
+    for other, capture in list(_attached.items()):
+        if any(m is other for m in model.modules()) or any(m is model for m in other.modules()):
+            raise AlreadyAttached(
+                f"attach to {type(model).__name__}: {type(other).__name__} has the capture of epoch {capture.epoch} "
+                "already; detach that first, and name all hooks at once"
+            )
+
+
+@atexit.register
+def _close_all() -> None:
+    """Detach what is still attached: callbacks of the library must not come into an interpreter that ends."""
+    for capture in list(_attached.values()):
+        capture.detach(1.0)

@@ -1,0 +1,169 @@
+"""Taps on modules: each notes one tensor of a forward. What is noted is copied once, at the end (see gather.py).
+
+Hooks are objects of this module, so that a copy or a pickle of an attached model carries hooks that do nothing: no
+tap, no reference to the capture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sonde.names import Tap
+from sonde.rows import Grid
+from sonde.step import Range
+
+
+class Forward:
+    """One forward of the root that is captured: whose tokens it computes, and what was tapped."""
+
+    __slots__ = ("before", "grid", "problems", "ranges", "taken", "token_ids")
+
+    def __init__(self, ranges: Sequence[Range], grid: Grid, token_ids: torch.Tensor | None) -> None:
+        """Nothing was tapped yet."""
+        self.ranges, self.grid, self.token_ids = ranges, grid, token_ids
+        #: index of the tap, tensor, and its version then; None: it is a copy, or has no version
+        self.taken: list[tuple[int, torch.Tensor, int | None]] = []
+        self.problems: list[tuple[int, Exception]] = []
+        self.before: BaseException | None = None  #: exception that was handled when the forward began
+
+
+class Current(threading.local):
+    """The forward of each thread."""
+
+    forward: Forward | None = None
+
+
+class Trunk:
+    """What the hooks of one capture share."""
+
+    def __init__(self) -> None:
+        """Nothing runs yet."""
+        self.current = Current()
+        #: What compiled code has tapped: it lets go of it before its graph ends, unless the graph ends before the root.
+        self.sink: list[torch.Tensor] = []
+        self.sunk: list[int] = []
+
+
+def first_tensor(value: Any, part: str | int | None) -> torch.Tensor | None:
+    """Find the tensor in what a module returned: part of it, or the first one. None: there is none."""
+    if part is not None:
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, (tuple, list)):
+            value = value[part] if isinstance(part, int) and part < len(value) else None
+        else:
+            value = None
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return None
+    for v in value:
+        if isinstance(v, torch.Tensor):
+            return v
+    return None
+
+
+class _Copied:
+    """A hook whose copies, as deepcopy and pickle make them, do nothing."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return nothing
+
+    def __reduce__(self) -> Any:
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+class _Hook(_Copied):
+    """One tap's hook."""
+
+    def __init__(self, trunk: Trunk, index: int, tap: Tap) -> None:
+        self.trunk, self.index, self.part = trunk, index, tap.part
+        self.current = trunk.current
+        self.early = False  # the model overwrites the tensor later in the forward, so it is copied at once
+
+    def take(self, x: torch.Tensor) -> None:
+        """Note a tensor."""
+        if torch.compiler.is_compiling():
+            # The compiler drops this copy where nothing overwrites the tensor, and versions do not exist here.
+            self.trunk.sink.append(x.detach().clone())
+            self.trunk.sunk.append(self.index)
+            return
+        forward = self.current.forward
+        if forward is None:
+            return
+        try:
+            if self.early or x.is_inference():  # tensors of inference mode have no version
+                forward.taken.append((self.index, x.detach().clone(), None))
+            else:
+                forward.taken.append((self.index, x, x._version))
+        except Exception as e:  # noqa: BLE001 (nothing that goes wrong here may reach the model)
+            forward.problems.append((self.index, e))
+
+
+class OutputHook(_Hook):
+    """Taps what a module returns."""
+
+    def __call__(self, module: Any, args: Any, output: Any) -> None:
+        """Note the tensor."""
+        if not isinstance(output, torch.Tensor) or self.part is not None:
+            output = first_tensor(output, self.part)
+        if output is not None:
+            self.take(output)
+
+
+class InputHook(_Hook):
+    """Taps what a module is given."""
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the tensor."""
+        if self.part is not None:
+            x = first_tensor(args if isinstance(self.part, int) else kwargs, self.part)
+        elif args and isinstance(args[0], torch.Tensor):
+            x = args[0]
+        else:
+            x = first_tensor(args, None)
+            if x is None:
+                x = first_tensor(kwargs, None)
+        if x is not None:
+            self.take(x)
+
+
+class RootPreHook(_Copied):
+    """Begins a forward of the root."""
+
+    def __init__(self, begin: Callable[[Any, Any, Any], None], traced: Callable[[Any, Any], None]) -> None:
+        """begin: of the capture. traced: what a compiler puts into its graph instead."""
+        self.begin, self.traced = begin, traced
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Ask who is in the forward."""
+        if torch.compiler.is_compiling():
+            self.traced(args, kwargs)
+        else:
+            self.begin(module, args, kwargs)
+
+
+class RootHook(_Copied):
+    """Ends a forward of the root."""
+
+    def __init__(self, end: Callable[[Any, Any], None], traced: Callable[[], None]) -> None:
+        """end: of the capture. traced: what a compiler puts into its graph instead."""
+        self.end, self.traced = end, traced
+
+    def __call__(self, module: Any, args: Any, output: Any) -> None:
+        """Copy what was tapped."""
+        if torch.compiler.is_compiling():
+            self.traced()
+        else:
+            self.end(module, output)
+
+
+#: A hook that does nothing. It is made of the standard library alone, so that a pickled model loads anywhere.
+nothing = contextlib.nullcontext().__exit__
