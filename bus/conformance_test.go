@@ -36,6 +36,7 @@ var brokers = map[string]func(t *testing.T) *broker{
 	"memory":   memoryBroker,
 	"embedded": embeddedBroker,
 	"process":  processBroker,
+	"kafka":    kafkaBroker,
 }
 
 func memoryBroker(t *testing.T) *broker {
@@ -116,7 +117,9 @@ func TestMain(m *testing.M) {
 		io.Copy(io.Discard, os.Stdin) // until the parent ends, however it does
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	stopKafka()
+	os.Exit(code)
 }
 
 func processBroker(t *testing.T) *broker {
@@ -172,15 +175,26 @@ func deadline(t *testing.T) context.Context {
 
 func forEachBroker(t *testing.T, test func(t *testing.T, k *broker)) {
 	for name, make := range brokers {
-		t.Run(name, func(t *testing.T) { t.Parallel(); test(t, make(t)) })
+		t.Run(name, func(t *testing.T) {
+			// The tests of the one Kafka broker take turns: some of them kill it.
+			if name != "kafka" {
+				t.Parallel()
+			}
+			test(t, make(t))
+		})
 	}
 }
 
 // forEachMortalBroker leaves out the server in the own process: it is not killed
 // alone.
 func forEachMortalBroker(t *testing.T, test func(t *testing.T, k *broker)) {
-	for _, name := range []string{"memory", "process"} {
-		t.Run(name, func(t *testing.T) { t.Parallel(); test(t, brokers[name](t)) })
+	for _, name := range []string{"memory", "process", "kafka"} {
+		t.Run(name, func(t *testing.T) {
+			if name != "kafka" {
+				t.Parallel()
+			}
+			test(t, brokers[name](t))
+		})
 	}
 }
 

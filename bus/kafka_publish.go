@@ -1,0 +1,344 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	kafka "github.com/segmentio/kafka-go"
+)
+
+const (
+	// kafkaBatchBytes is where a batch closes; a larger message is one of its own.
+	kafkaBatchBytes    = 1 << 20
+	kafkaBatchMessages = 1024
+	// fullPoll is how often a full stream is looked at, at most.
+	fullPoll = 250 * time.Millisecond
+)
+
+// kafkaPublisher is a window of messages that are not acknowledged, in the order
+// of the calls. One batch is under way at a time, and it is repeated until it is
+// acknowledged: so nothing overtakes it, whatever happens to the broker. Where an
+// acknowledgement was lost, the batch is stored twice.
+type kafkaPublisher struct {
+	k      *Kafka
+	signal chan struct{} // something for the sender to look at
+	buffer []byte        // of the sender
+
+	mu      sync.Mutex    // a leaf
+	room    chan struct{} // closed and made anew when the window shrinks
+	closed  bool
+	entries []*kafkaEntry
+	bytes   int64
+}
+
+// kafkaEntry is one message of the window.
+type kafkaEntry struct {
+	m        Message
+	done     func(uint64, error)
+	stopWait func() bool // of the context
+	encoding bool        // its data are being read
+	err      error       // why it was given up
+	finished bool        // done was called, or is about to be
+}
+
+func newKafkaPublisher(k *Kafka) *kafkaPublisher {
+	return &kafkaPublisher{k: k, signal: make(chan struct{}, 1), room: make(chan struct{})}
+}
+
+func (p *kafkaPublisher) wake() {
+	select {
+	case p.signal <- struct{}{}:
+	default:
+	}
+}
+
+// publish puts a message into the window, and waits until it fits.
+func (p *kafkaPublisher) publish(ctx context.Context, m Message, done func(uint64, error)) error {
+	size := int64(len(m.Data))
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			return ErrClosed
+		}
+		room := p.room
+		if len(p.entries) == 0 || p.bytes+size <= p.k.o.WindowBytes && len(p.entries) < maxWindowMessages {
+			break
+		}
+		p.mu.Unlock()
+		select {
+		case <-room:
+		case <-ctx.Done():
+		}
+	}
+	e := &kafkaEntry{m: m, done: done}
+	p.entries = append(p.entries, e)
+	p.bytes += size
+	p.k.metrics.published.Inc()
+	p.k.metrics.publishedBytes.Add(float64(size))
+	p.k.metrics.window.Set(float64(p.bytes))
+	refused := p.check(&m)
+	e.stopWait = context.AfterFunc(ctx, func() { p.giveUp(e, ctx.Err()) })
+	p.mu.Unlock()
+	if refused != nil {
+		p.giveUp(e, refused)
+	}
+	p.wake()
+	return nil
+}
+
+// check is why a message can never be taken.
+func (p *kafkaPublisher) check(m *Message) error {
+	if !ValidSubject(m.Subject) || !Match(Subjects, m.Subject) {
+		return fmt.Errorf("publish to %q, which is no subject below %s: %w", m.Subject, Subjects, ErrRefused)
+	}
+	if most := p.k.limit.Load(); int64(len(m.Data)) > most {
+		return fmt.Errorf("publish %d bytes to %s; the topic takes at most %d: %w", len(m.Data), m.Subject, most, ErrRefused)
+	}
+	return nil
+}
+
+// giveUp ends the wait for one message; done is called at once, unless its data
+// are being read: then the sender calls it.
+func (p *kafkaPublisher) giveUp(e *kafkaEntry, err error) {
+	p.mu.Lock()
+	if e.err == nil {
+		e.err = err
+	}
+	p.mu.Unlock()
+	p.finish(e, 0, e.err)
+	p.mu.Lock()
+	p.drop()
+	p.mu.Unlock()
+	p.wake()
+}
+
+func (p *kafkaPublisher) finish(e *kafkaEntry, seq uint64, err error) {
+	p.mu.Lock()
+	call := !e.finished && !e.encoding
+	e.finished = e.finished || call
+	p.mu.Unlock()
+	if !call {
+		return
+	}
+	e.stopWait()
+	switch {
+	case err == nil:
+		p.k.metrics.acknowledged.Inc()
+	case errors.Is(err, ErrRefused):
+		p.k.metrics.refused.Inc()
+	}
+	e.done(seq, err)
+}
+
+// run sends what is in the window until the bus is closed.
+func (p *kafkaPublisher) run() {
+	most := kafkaBatchMessages
+	for p.k.ctx.Err() == nil {
+		batch := p.next(most)
+		if len(batch) == 0 {
+			select {
+			case <-p.signal:
+			case <-p.k.ctx.Done():
+			}
+			continue
+		}
+		most = p.send(batch)
+	}
+}
+
+// next takes what was given up off the front of the window, and is the next batch.
+func (p *kafkaPublisher) next(most int) []*kafkaEntry {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.drop()
+	var batch []*kafkaEntry
+	bytes, bound := 0, int(min(kafkaBatchBytes, p.k.limit.Load()))
+	for _, e := range p.entries {
+		if e.err != nil {
+			continue
+		}
+		size := len(e.m.Data) + len(e.m.Subject) + batchOverhead
+		if len(batch) == most || len(batch) > 0 && bytes+size > bound {
+			break
+		}
+		batch = append(batch, e)
+		bytes += size
+	}
+	return batch
+}
+
+// drop takes what is finished off the front of the window. Callers hold the lock.
+func (p *kafkaPublisher) drop() {
+	n := 0
+	for n < len(p.entries) && p.entries[n].finished {
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	for i, e := range p.entries[:n] {
+		p.bytes -= int64(len(e.m.Data))
+		p.entries[i] = nil
+	}
+	p.entries = p.entries[n:]
+	close(p.room)
+	p.room = make(chan struct{})
+	p.k.metrics.window.Set(float64(p.bytes))
+}
+
+// encode writes what is not given up of a batch.
+func (p *kafkaPublisher) encode(batch []*kafkaEntry) (encoded []byte, live []*kafkaEntry) {
+	var records []batchRecord
+	p.mu.Lock()
+	for _, e := range batch {
+		if e.err == nil {
+			e.encoding = true
+			live = append(live, e)
+			records = append(records, batchRecord{key: e.m.Subject, value: e.m.Data})
+		}
+	}
+	p.mu.Unlock()
+	if len(live) == 0 {
+		return nil, nil
+	}
+	p.buffer = encodeBatch(p.buffer, time.Now().UnixMilli(), records)
+	p.mu.Lock()
+	var gone []*kafkaEntry
+	for _, e := range live {
+		if e.encoding = false; e.err != nil {
+			gone = append(gone, e)
+		}
+	}
+	p.mu.Unlock()
+	for _, e := range gone {
+		p.finish(e, 0, e.err)
+	}
+	return p.buffer, live
+}
+
+// send repeats a batch until the broker took it, refused it, or nobody waits for it.
+// It says how many messages the next batch may have.
+func (p *kafkaPublisher) send(batch []*kafkaEntry) (most int) {
+	r := kafkaRecovery{p: p}
+	for p.k.ctx.Err() == nil {
+		encoded, live := p.encode(batch)
+		if len(live) == 0 {
+			break
+		}
+		if bound := p.k.o.MaxBytes; bound > 0 && !p.k.size.fits(uint64(len(encoded)), uint64(bound)) {
+			if len(live) > 1 { // a part of it may fit
+				return 1
+			}
+			r.full()
+			continue
+		}
+		p.k.size.begin()
+		offset, err := p.k.produce(p.k.ctx, p.k.o.Stream, encoded)
+		if err == nil {
+			p.k.size.sent(offset, len(live), uint64(len(encoded)))
+			p.acknowledged(live, offset)
+			return kafkaBatchMessages
+		}
+		if refusedByKafka(err) {
+			if len(live) > 1 { // one of them: find out which
+				return 1
+			}
+			p.giveUp(live[0], fmt.Errorf("publish %d bytes to %s: %w: %w", len(live[0].m.Data), live[0].m.Subject, ErrRefused, err))
+			break
+		}
+		p.buffer = nil // The lost question may still be reading it.
+		r.failed(err, len(live))
+	}
+	return kafkaBatchMessages
+}
+
+// refusedByKafka says that no repetition changes the answer.
+func refusedByKafka(err error) bool {
+	for _, code := range []kafka.Error{kafka.MessageSizeTooLarge, kafka.RecordListTooLarge, kafka.InvalidRecord} {
+		if errors.Is(err, code) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *kafkaPublisher) acknowledged(live []*kafkaEntry, offset int64) {
+	for i, e := range live {
+		p.finish(e, uint64(offset)+uint64(i)+1, nil)
+	}
+	p.mu.Lock()
+	p.drop()
+	p.mu.Unlock()
+}
+
+// close gives up everything.
+func (p *kafkaPublisher) close() {
+	p.mu.Lock()
+	p.closed = true
+	entries := append([]*kafkaEntry(nil), p.entries...)
+	p.mu.Unlock()
+	for _, e := range entries {
+		p.giveUp(e, ErrClosed)
+	}
+}
+
+// kafkaRecovery is the state of a run of failures of one batch.
+type kafkaRecovery struct {
+	p    *kafkaPublisher
+	wait time.Duration
+	told bool
+}
+
+// full waits until the stream may have room again.
+func (r *kafkaRecovery) full() {
+	k := r.p.k
+	k.metrics.failures.WithLabelValues(failedFull).Inc()
+	if r.wait = min(max(2*r.wait, firstRedial), fullPoll); r.wait == fullPoll && !r.told {
+		r.told = true
+		k.log.Warn("the stream is full; publishing waits until it is trimmed", "max_bytes", k.o.MaxBytes)
+	}
+	t := time.NewTimer(r.wait)
+	select { // a Trim of this process wakes at once
+	case <-r.p.signal:
+	case <-t.C:
+	case <-k.ctx.Done():
+	}
+	t.Stop()
+	ctx, cancel := context.WithTimeout(k.ctx, callTimeout)
+	defer cancel()
+	// What it finds, or that it finds nothing, shows at the next attempt.
+	_, _ = k.look(ctx)
+}
+
+// failed waits before the batch is sent again.
+func (r *kafkaRecovery) failed(err error, messages int) {
+	k := r.p.k
+	reason := failedDisconnected
+	switch {
+	case isKafkaAnswer(err):
+		reason = failedUnavailable
+	case errors.Is(err, context.DeadlineExceeded):
+		reason = failedTimeout
+	}
+	k.metrics.failures.WithLabelValues(reason).Inc()
+	k.metrics.repeated.Add(float64(messages))
+	if r.wait = min(max(2*r.wait, firstRedial), lastRedial); r.wait == lastRedial && !r.told && k.ctx.Err() == nil {
+		r.told = true
+		k.log.Warn("the bus does not take messages; publishing waits", "reason", reason, "error", err)
+	}
+	sleep(k.ctx, r.wait)
+	if errors.Is(err, kafka.UnknownTopicOrPartition) || noSuchTopic(err) {
+		ctx, cancel := context.WithTimeout(k.ctx, callTimeout)
+		defer cancel()
+		if _, err := k.ensure(ctx, k.o.Stream); err != nil && k.ctx.Err() == nil && !r.told {
+			k.log.Warn("look for the topic", "error", err)
+		}
+	}
+}

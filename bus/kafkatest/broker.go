@@ -1,0 +1,268 @@
+// Package kafkatest starts a real Apache Kafka broker in KRaft mode for tests and
+// trials, kills it and starts it again. `make kafka` fetches its jars once.
+package kafkatest
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"sonde/internal/notrun"
+)
+
+// Options configures a broker.
+type Options struct {
+	Dir    string   // for its data, configuration and log
+	Lines  []string // of server.properties, after ours
+	Secure string   // protocol of a second listener, like SASL_SSL; "": none
+	Format []string // further arguments of the tool that formats the storage
+	JVM    []string // further options of the virtual machine
+}
+
+// Broker is a broker process. Its addresses stay the same over restarts.
+type Broker struct {
+	Address string // of the plain listener, host:port
+	Secured string // of the second listener
+	o       Options
+	lib     string
+
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	exited chan struct{}
+}
+
+const (
+	clusterID = "c29uZGUtdGVzdC1jbHVzdA"
+	// readyTimeout covers a slow machine; a start takes about 6 seconds on two idle
+	// cores, and after a kill 10, as the controller first forgets the dead broker.
+	readyTimeout = 2 * time.Minute
+)
+
+// Missing says what a broker needs and this machine lacks; "" when it can start.
+func Missing() string {
+	if _, err := exec.LookPath("java"); err != nil {
+		return "a Kafka broker needs java, and none was found"
+	}
+	if lib, err := jars(); err != nil || lib == "" {
+		return "a Kafka broker needs its jars in build/kafka/lib; make kafka fetches them"
+	}
+	return ""
+}
+
+// jars is the folder of the jars below the root of the module.
+func jars() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			break
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			return "", errors.New("no go.mod above the working folder")
+		}
+		dir = up
+	}
+	lib := filepath.Join(dir, "build", "kafka", "lib")
+	found, err := filepath.Glob(filepath.Join(lib, "kafka_*.jar"))
+	if err != nil || len(found) == 0 {
+		return "", err
+	}
+	return lib, nil
+}
+
+// Need starts a broker for a test, and stops it when the test ends. Where it cannot
+// run, the test is marked as not run.
+func Need(t testing.TB, o Options) *Broker {
+	t.Helper()
+	if why := Missing(); why != "" {
+		notrun.Mark(t, why)
+	}
+	if o.Dir == "" {
+		o.Dir = t.TempDir()
+	}
+	b, err := Start(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Kill)
+	return b
+}
+
+// Start formats a store in o.Dir and starts a broker on it, and returns once it
+// answers.
+func Start(o Options) (*Broker, error) {
+	lib, err := jars()
+	if err != nil {
+		return nil, err
+	}
+	ports, err := freePorts(3)
+	if err != nil {
+		return nil, err
+	}
+	b := &Broker{Address: ports[0], Secured: ports[2], o: o, lib: filepath.Join(lib, "*")}
+	if err := b.configure(ports[1]); err != nil {
+		return nil, err
+	}
+	args := append([]string{"-Xmx256m", "-cp", b.lib, "-Dlog4j2.configurationFile=" + b.path("log4j2.properties"),
+		"kafka.tools.StorageTool", "format", "-t", clusterID, "-c", b.path("server.properties")}, o.Format...)
+	if out, err := exec.Command("java", args...).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("format the broker's store: %w: %s", err, out)
+	}
+	return b, b.Up()
+}
+
+func (b *Broker) path(name string) string { return filepath.Join(b.o.Dir, name) }
+
+// freePorts finds addresses that nobody listens on.
+func freePorts(n int) ([]string, error) {
+	var out []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		out = append(out, l.Addr().String())
+	}
+	return out, nil
+}
+
+const logging = `rootLogger.level = INFO
+rootLogger.appenderRef.console.ref = console
+appender.console.type = Console
+appender.console.name = console
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d %p %m (%c)%n
+`
+
+func (b *Broker) configure(controller string) error {
+	listeners, protocols := "PLAINTEXT://"+b.Address, "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT"
+	if b.o.Secure != "" {
+		listeners += ",SECURED://" + b.Secured
+		protocols += ",SECURED:" + b.o.Secure
+	}
+	lines := []string{
+		"process.roles=broker,controller", "node.id=1",
+		"controller.quorum.voters=1@" + controller,
+		"listeners=" + listeners + ",CONTROLLER://" + controller,
+		"advertised.listeners=" + listeners,
+		"controller.listener.names=CONTROLLER", "inter.broker.listener.name=PLAINTEXT",
+		"listener.security.protocol.map=" + protocols,
+		"log.dirs=" + b.path("logs"),
+		"offsets.topic.replication.factor=1", "offsets.topic.num.partitions=4",
+		"transaction.state.log.replication.factor=1", "transaction.state.log.min.isr=1",
+		"share.coordinator.state.topic.replication.factor=1", "share.coordinator.state.topic.min.isr=1",
+		"group.initial.rebalance.delay.ms=0", "auto.create.topics.enable=false",
+		// A broker that was killed is let in again sooner than after the default of 9 s.
+		"broker.session.timeout.ms=2000", "broker.heartbeat.interval.ms=500",
+	}
+	text := strings.Join(append(lines, b.o.Lines...), "\n") + "\n"
+	return errors.Join(os.MkdirAll(b.o.Dir, 0o755), os.WriteFile(b.path("server.properties"), []byte(text), 0o600),
+		os.WriteFile(b.path("log4j2.properties"), []byte(logging), 0o644))
+}
+
+// Up starts the broker and returns once it answers.
+func (b *Broker) Up() error {
+	args := append([]string{"-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+		"-Dlog4j2.configurationFile=" + b.path("log4j2.properties")}, b.o.JVM...)
+	cmd := exec.Command("java", append(args, "-cp", b.lib, "kafka.Kafka", b.path("server.properties"))...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	cmd.Stderr = cmd.Stdout
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	ready, exited, started := make(chan struct{}), make(chan struct{}), make(chan error)
+	go func() {
+		// The kernel sends Pdeathsig when the thread that started the broker ends, so
+		// that thread has to live as long as the broker.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer close(exited)
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			b.follow(bufio.NewScanner(out), ready)
+			_ = cmd.Wait() // It is killed; how it ends says nothing.
+		}
+	}()
+	if err := <-started; err != nil {
+		return fmt.Errorf("start the broker: %w", err)
+	}
+	b.mu.Lock()
+	b.cmd, b.exited = cmd, exited
+	b.mu.Unlock()
+	select {
+	case <-ready:
+		return nil
+	case <-exited:
+		return fmt.Errorf("the broker ended at its start; see %s", b.path("broker.log"))
+	case <-time.After(readyTimeout):
+		b.Kill()
+		return fmt.Errorf("the broker is not ready after %s; see %s", readyTimeout, b.path("broker.log"))
+	}
+}
+
+// follow copies the broker's log until it ends, and notices that it is ready.
+func (b *Broker) follow(lines *bufio.Scanner, ready chan struct{}) {
+	log, err := os.OpenFile(b.path("broker.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err == nil {
+		defer log.Close()
+	}
+	lines.Buffer(nil, 1<<20)
+	told := false
+	for lines.Scan() {
+		if log != nil {
+			fmt.Fprintln(log, lines.Text())
+		}
+		if !told && strings.Contains(lines.Text(), "Kafka Server started") {
+			close(ready)
+			told = true
+		}
+	}
+}
+
+// Kill ends the broker with SIGKILL and waits for its end.
+func (b *Broker) Kill() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cmd == nil {
+		return
+	}
+	_ = b.cmd.Process.Kill() // It may have ended by itself.
+	<-b.exited
+	b.cmd = nil
+}
+
+// Signal sends a signal to the broker's process.
+func (b *Broker) Signal(s os.Signal) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cmd == nil {
+		return errors.New("signal the broker: it does not run")
+	}
+	return b.cmd.Process.Signal(s)
+}
+
+// PID is the broker's process, 0 when it does not run.
+func (b *Broker) PID() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cmd == nil {
+		return 0
+	}
+	return b.cmd.Process.Pid
+}
