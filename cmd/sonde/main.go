@@ -18,9 +18,10 @@ import (
 
 // Exit codes of every command.
 const (
-	exitOK     = 0
-	exitFailed = 1 // the environment is unusable, or a check failed
-	exitUsage  = 2 // the command line or the configuration is wrong
+	exitOK          = 0
+	exitFailed      = 1   // the environment is unusable, or a check failed
+	exitUsage       = 2   // the command line or the configuration is wrong
+	exitInterrupted = 130 // Ctrl-C or SIGTERM came before the command was done
 )
 
 // usageError is a mistake of the caller: it exits with exitUsage.
@@ -46,6 +47,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		fmt.Fprintln(stderr, "sonde: interrupted before it was done")
+		return exitInterrupted
 	}
 	fmt.Fprintf(stderr, "sonde: %v\n", err)
 	var usage usageError
@@ -73,7 +78,8 @@ Start here:
   sonde doctor                    examine this machine and configuration
   sonde top                       watch a running pipeline
 
-Exit codes: 0 ok, 1 the environment is unusable or a check failed, 2 wrong usage or configuration.`,
+Exit codes: 0 ok, 1 the environment is unusable or a check failed, 2 wrong usage or configuration,
+130 interrupted before it was done. A second Ctrl-C ends a command at once.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}

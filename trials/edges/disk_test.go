@@ -14,9 +14,9 @@ import (
 func TestADiskThatFillsUnderJetStreamLosesNothingAcknowledged(t *testing.T) {
 	r := newRig(t, setup{store: disk(t, 32)})
 	r.start()
-	r.startEngine("--ring-bytes", "512KiB")
+	r.startEngine("--ring-bytes", "256KiB")
 	stop := r.load()
-	r.await("rows in the lake", func() bool { return r.stored() > 1000 })
+	r.await("rows in the lake", func() bool { return r.stored() > 500 })
 	free := fill(t, r.store)
 	r.starve()
 	before := r.acknowledged()
@@ -43,7 +43,7 @@ func (r *rig) starve() {
 // recover waits until rows flow again, which nobody helped along.
 func (r *rig) recover(before float64) {
 	r.Helper()
-	r.await("rows on the bus again", func() bool { return r.acknowledged() > before+1000 })
+	r.await("rows on the bus again", func() bool { return r.acknowledged() > before+500 })
 	r.await("ready pipeline", func() bool { return r.ready() == "ready\n" })
 	if n := r.lines("the bus cannot write its store"); n < 1 || n > 3 {
 		r.Errorf("%d lines of the log say that the store cannot be written", n)
@@ -61,7 +61,7 @@ func TestAFullDiskUnderTheLakeShowsNothingHalfWrittenAndNothingTwice(t *testing.
 	r.start()
 	r.startEngine()
 	stop := r.load()
-	r.await("rows in the lake", func() bool { return r.stored() > 1000 })
+	r.await("rows in the lake", func() bool { return r.stored() > 500 })
 	free := fill(t, r.lake)
 	r.lakeWaits("no space left")
 	free()
@@ -105,9 +105,9 @@ func TestAFullDiskUnderARecordingEndsItWhereItCanBeReplayed(t *testing.T) {
 	r := newRig(t, setup{})
 	dir := disk(t, 8)
 	r.record(dir)
-	r.startEngine("--ring-bytes", "512KiB")
+	r.startEngine("--ring-bytes", "256KiB")
 	stop := r.load()
-	r.await("a recording that grows", func() bool { return size(dir) > 256<<10 })
+	r.await("a recording that grows", func() bool { return size(dir) > 64<<10 })
 	fill(t, dir)
 	r.recordingEnded(dir, "no space left")
 	r.goOnAfter(dir)
@@ -155,6 +155,7 @@ func (r *rig) goOnAfter(dir string) {
 	if out, code := sonde(r.T, "replay", dir, "--config", r.config); code != 0 {
 		r.Fatalf("the replay ended with %d:\n%s", code, out)
 	}
+	r.replayed = true
 	r.start()
 	r.await("rows of the engine on the bus", func() bool { return r.acknowledged() > 500 })
 }
