@@ -8,7 +8,6 @@ import (
 	"github.com/apache/arrow-go/v18/parquet"
 	"github.com/apache/arrow-go/v18/parquet/compress"
 	"github.com/apache/arrow-go/v18/parquet/file"
-	"github.com/apache/arrow-go/v18/parquet/metadata"
 
 	"sonde/schema"
 )
@@ -29,28 +28,16 @@ const zstdLevel = 1
 type KeyValue struct{ Key, Value string }
 
 // WriteVectors writes rows as one Parquet file of the vectors table and reorders
-// refs by request. It uses the low-level column writers of arrow-go: parquet-go,
-// which writes the other tables, and pqarrow need two to three times as long for a
-// list of floats, because they take it apart value by value.
+// refs by request. Columns of texts and numbers go through the low-level writers of
+// arrow-go; the pages of vec are made here, see planes.
 func WriteVectors(w io.Writer, kv []KeyValue, refs []Ref) (err error) {
 	defer recoverWrite(&err) // arrow-go reports errors of the disk by panicking in places
 	sortByRequest(refs)
-	root, err := vectorsNode()
-	if err != nil {
-		return fmt.Errorf("make the schema of vectors: %w", err)
-	}
-	meta := metadata.NewKeyValueMetadata()
-	for _, e := range kv {
-		if err := meta.Append(e.Key, e.Value); err != nil {
-			return fmt.Errorf("add %s to a vectors file: %w", e.Key, err)
-		}
-	}
-	f, err := file.NewParquetWriterWithError(onlyWriter{w}, root, file.WithWriterProps(vectorProperties()),
-		file.WithWriteMetadata(meta))
+	f, err := newVectorFile(w, kv)
 	if err != nil {
 		return fmt.Errorf("start a vectors file: %w", err)
 	}
-	g := &groupWriter{rows: make([]schema.VectorRow, 0, 1024)}
+	g := &groupWriter{rows: make([]schema.VectorRow, 0, 1024), planes: newPlanes()}
 	for from := 0; from < len(refs); {
 		to := g.take(refs[from:]) + from
 		if err := g.write(f, refs[from:to]); err != nil {
@@ -58,14 +45,11 @@ func WriteVectors(w io.Writer, kv []KeyValue, refs []Ref) (err error) {
 		}
 		from = to
 	}
-	if err := f.Close(); err != nil {
+	if err := f.close(); err != nil {
 		return fmt.Errorf("write the footer of a vectors file: %w", err)
 	}
 	return nil
 }
-
-// onlyWriter keeps arrow-go from closing the file, which is still to be synced.
-type onlyWriter struct{ io.Writer }
 
 func recoverWrite(err *error) {
 	switch p := recover().(type) {
@@ -107,8 +91,8 @@ type groupWriter struct {
 	i32s   []int32
 	i64s   []int64
 	flags  []bool
-	floats []float32
-	levels levels
+	vecs   []vecRow
+	planes *planes
 }
 
 // take decides how many of the refs make the next row group and decodes them.
@@ -134,14 +118,11 @@ func (g *groupWriter) take(refs []Ref) int {
 }
 
 // write writes g.rows, which are those of refs, as one row group.
-func (g *groupWriter) write(f *file.Writer, refs []Ref) error {
-	rg, err := f.AppendRowGroupChecked()
-	if err != nil {
-		return err
-	}
+func (g *groupWriter) write(f *vectorFile, refs []Ref) error {
+	f.beginGroup()
 	for i := range vectorColumns {
 		c := &vectorColumns[i]
-		w, err := rg.NextColumn()
+		w, err := f.column()
 		if err == nil {
 			err = g.column(w, c, refs)
 		}
@@ -149,21 +130,21 @@ func (g *groupWriter) write(f *file.Writer, refs []Ref) error {
 			return fmt.Errorf("column %s: %w", c.name, err)
 		}
 	}
-	w, err := rg.NextColumn()
-	if err == nil {
-		err = g.vec(w.(*file.Float32ColumnChunkWriter), refs)
+	g.vecs = g.vecs[:0]
+	for i, ref := range refs {
+		g.vecs = append(g.vecs, vecRow{ref.Message.codec, g.rows[i].Vec})
 	}
-	if err != nil {
+	if err := f.pages(g.planes.pages(g.vecs)); err != nil {
 		return fmt.Errorf("column %s: %w", vecColumn, err)
 	}
-	w, err = rg.NextColumn()
+	w, err := f.column()
 	if err == nil {
 		err = g.raw(w.(*file.ByteArrayColumnChunkWriter), refs)
 	}
 	if err != nil {
 		return fmt.Errorf("column %s: %w", rawColumn, err)
 	}
-	return rg.Close()
+	return f.endGroup(len(refs))
 }
 
 // gather fills buf with a value of each row.
@@ -206,44 +187,6 @@ func textBytes(s string) parquet.ByteArray {
 		return parquet.ByteArray{} // nil would look like a missing bound in the statistics
 	}
 	return unsafe.Slice(unsafe.StringData(s), len(s))
-}
-
-// vec writes runs of rows of equal length at once, with levels that were made
-// before.
-func (g *groupWriter) vec(w *file.Float32ColumnChunkWriter, refs []Ref) error {
-	for i := 0; i < len(refs); {
-		dim := g.dim(refs, i)
-		run := 1
-		for i+run < len(refs) && (run+1)*max(dim, 1) <= levelsPerBatch && g.dim(refs, i+run) == dim {
-			run++
-		}
-		g.floats = g.floats[:0]
-		for k := i; k < i+run && dim > 0; k++ {
-			g.floats = growFloats(g.floats, dim)
-			refs[k].Message.codec.widen(g.floats[len(g.floats)-dim:], g.rows[k].Vec)
-		}
-		def, rep := g.levels.of(dim, run)
-		if _, err := w.WriteBatch(g.floats, def, rep); err != nil {
-			return err
-		}
-		i += run
-	}
-	return w.Close()
-}
-
-// dim is the length of row i's list, or null.
-func (g *groupWriter) dim(refs []Ref, i int) int {
-	if c := refs[i].Message.codec; c != nil {
-		return len(g.rows[i].Vec) / c.bytes
-	}
-	return null
-}
-
-func growFloats(s []float32, n int) []float32 {
-	if cap(s)-len(s) < n {
-		s = append(make([]float32, 0, 2*(len(s)+n)), s...)
-	}
-	return s[:len(s)+n]
 }
 
 func (g *groupWriter) raw(w *file.ByteArrayColumnChunkWriter, refs []Ref) error {
