@@ -10,7 +10,7 @@ BIN := build/sonde
 GOFILES := $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)
 SEED ?= $(shell date +%s)
 
-.PHONY: help build demo check fmt vet staticcheck tidy generate-check test race
+.PHONY: help build demo check fmt vet staticcheck tidy generate-check docs-reference test race
 .PHONY: libsonde test-c test-cuda test-python test-spin fuzz fidelity torture bench-ring bench-stall clean
 
 help: ## list the targets
@@ -44,6 +44,10 @@ tidy: ## house rules: imports, lengths, names, documented metrics and configurat
 generate-check: ## fail when a generated file differs from what its source generates
 	go generate ./ring2
 	@git diff --exit-code -- ring2 || { echo "generated files differ: commit what 'go generate ./ring2' wrote"; exit 1; }
+	go test -count=1 -run '^TestReferencePages' ./cmd/sonde
+
+docs-reference: ## write the pages of docs/reference that are made from the code
+	go test -count=1 -run '^TestReferencePages' ./cmd/sonde -update
 
 test: build ## run every test; the last line counts them, what could not run is listed as NOT RUN
 	go test -json -count=1 -timeout 20m ./... > build/test.json || true

@@ -120,7 +120,7 @@ func (f *tensorFlags) run(c *cobra.Command, dir string) error {
 	t, err := lake.Tensor(c.Context(), f.query)
 	var incomplete *lakehouse.IncompleteError
 	if errors.As(err, &incomplete) {
-		return fmt.Errorf("%w; add --allow-partial to read the rest", err)
+		return fmt.Errorf("%w: --from and --to, or --allow-partial", err)
 	}
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@
 //
 //	<!-- run: NAME -->                     run it; blocks of one name on one page share a shell and a folder, in order
 //	<!-- run: NAME, in the repository -->  the same, in a copy of the repository
+//	<!-- run: NAME, needs PROGRAM -->      the same, where there is such a program; elsewhere it is listed as NOT RUN
 //	<!-- not run: REASON -->               leave it, and list it as NOT RUN
 //	<!-- file: PATH -->                    write it to this file, in the folder of the blocks around it
 //	<!-- output -->                        what the block before prints; `...` stands for any text, alone for any lines
@@ -42,6 +43,7 @@ type Block struct {
 	Action       Action
 	Scenario     string // of Run: its name
 	InRepository bool   // of Run
+	Needs        string // of Run: a program, or empty
 	Reason       string // of NotRun
 	Path         string // of File, below the folder of the scenario
 	NumbersVary  bool   // of Output
@@ -115,7 +117,8 @@ func parseMark(action, argument string) (Block, error) {
 	b := Block{Action: Action(action)}
 	switch {
 	case b.Action == Run && argument != "":
-		b.Scenario, b.InRepository = strings.CutSuffix(argument, ", in the repository")
+		b.Scenario, b.Needs, _ = strings.Cut(argument, ", needs ")
+		b.Scenario, b.InRepository = strings.CutSuffix(b.Scenario, ", in the repository")
 		if !regexp.MustCompile(`^[a-z0-9-]+$`).MatchString(b.Scenario) {
 			return b, fmt.Errorf("a scenario is a word of small letters, not %q", argument)
 		}

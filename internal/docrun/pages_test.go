@@ -16,7 +16,11 @@ import (
 
 func TestMain(m *testing.M) {
 	Enter()
-	os.Exit(m.Run())
+	code := m.Run()
+	if binary.dir != "" {
+		_ = os.RemoveAll(binary.dir) // It lies among temporary files.
+	}
+	os.Exit(code)
 }
 
 const pageLimit = 4 * time.Minute // a page that hangs must not hang the tests
@@ -112,9 +116,12 @@ func TestPagesWorkAsTheyAreWritten(t *testing.T) {
 }
 
 func runScenario(t *testing.T, page Page, name string, isolated bool) {
-	if _, err := exec.LookPath("curl"); err != nil {
-		notrun.Mark(t, "needs curl, and none was found")
+	for _, b := range page.Blocks {
+		if b.Scenario == name && b.Needs != "" {
+			need(t, b.Needs)
+		}
 	}
+	need(t, "curl")
 	python := pythonFolder(t)
 	dir := shortDir(t)
 	s := Scenario{Page: page, Name: name, Dir: dir, Root: root(t), Python: python != "", Isolated: isolated, Limit: pageLimit,
@@ -140,6 +147,12 @@ func runScenario(t *testing.T, page Page, name string, isolated bool) {
 				notrun.Mark(t, "needs the Python environment; make test-python makes it")
 			})
 		}
+	}
+}
+
+func need(t *testing.T, program string) {
+	if _, err := exec.LookPath(program); err != nil {
+		notrun.Mark(t, "needs "+program+", and none was found")
 	}
 }
 
@@ -186,13 +199,17 @@ var binary struct {
 	err  error
 }
 
-// binaryFolder is a folder with the sonde of this source tree.
+// programs are those that the pages want on the path. The broker is the one that
+// sonde embeds, as a program of its own.
+var programs = []string{"./cmd/sonde", "github.com/nats-io/nats-server/v2"}
+
+// binaryFolder is a folder with the programs, made of this source tree.
 func binaryFolder(t *testing.T) string {
 	binary.once.Do(func() {
 		if binary.dir, binary.err = os.MkdirTemp("", "sonde-docs-bin"); binary.err != nil {
 			return
 		}
-		build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(binary.dir, "sonde"), "./cmd/sonde")
+		build := exec.Command("go", append([]string{"build", "-trimpath", "-o", binary.dir + "/"}, programs...)...)
 		build.Dir, build.Env = root(t), append(os.Environ(), "CGO_ENABLED=0")
 		out, err := build.CombinedOutput()
 		if err != nil {
