@@ -75,6 +75,23 @@ const (
 // reported; one that would lose messages by itself is an error, and so are a login
 // that is refused and a certificate that is not trusted.
 func OpenKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
+	k, err := newKafka(o)
+	if err != nil {
+		return nil, fmt.Errorf("open the bus: %w", err)
+	}
+	if err := k.call(ctx, k.checkTopic); err != nil {
+		k.cancel()
+		k.transport.CloseIdleConnections()
+		return nil, fmt.Errorf("open the bus: %w", err)
+	}
+	k.metrics.connections.Inc()
+	k.workers.Go(k.pub.run)
+	k.workers.Go(k.probe)
+	return k, nil
+}
+
+// newKafka is a bus that asked nothing yet.
+func newKafka(o KafkaOptions) (*Kafka, error) {
 	if o.Stream == "" {
 		o.Stream = "SONDE"
 	}
@@ -86,9 +103,9 @@ func OpenKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 	}
 	switch {
 	case len(o.Brokers) == 0:
-		return nil, errors.New("open the bus: no Kafka broker is given")
+		return nil, errors.New("no Kafka broker is given")
 	case o.MaxBytes < 0 || o.WindowBytes < 0:
-		return nil, fmt.Errorf("open the bus: max_bytes %d and window_bytes %d must not be negative", o.MaxBytes, o.WindowBytes)
+		return nil, fmt.Errorf("max_bytes %d and window_bytes %d must not be negative", o.MaxBytes, o.WindowBytes)
 	}
 	m, err := newMetrics(o.Registerer)
 	if err != nil {
@@ -98,20 +115,12 @@ func OpenKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	if err := k.dial(); err != nil {
 		k.cancel()
-		return nil, fmt.Errorf("open the bus: %w", err)
+		return nil, err
 	}
 	k.limit.Store(MaxPayloadBytes)
 	k.pub = newKafkaPublisher(k)
 	k.hearings = newKafkaHearings(k)
 	k.commands = newKafkaCommands(k)
-	if err := k.call(ctx, k.checkTopic); err != nil {
-		k.cancel()
-		k.transport.CloseIdleConnections()
-		return nil, fmt.Errorf("open the bus: %w", err)
-	}
-	k.metrics.connections.Inc()
-	k.workers.Go(k.pub.run)
-	k.workers.Go(k.probe)
 	return k, nil
 }
 

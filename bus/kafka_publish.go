@@ -250,7 +250,8 @@ func (p *kafkaPublisher) send(batch []*kafkaEntry) (most int) {
 			if len(live) > 1 { // one of them: find out which
 				return 1
 			}
-			p.giveUp(live[0], fmt.Errorf("publish %d bytes to %s: %w: %w", len(live[0].m.Data), live[0].m.Subject, ErrRefused, err))
+			m := &live[0].m
+			p.giveUp(live[0], fmt.Errorf("publish %d bytes to %s: %w: %w", len(m.Data), m.Subject, ErrRefused, err))
 			break
 		}
 		p.buffer = nil // The lost question may still be reading it.

@@ -81,8 +81,8 @@ func (k *Kafka) ensure(ctx context.Context, topic string) (*topicAnswer, error) 
 
 // configOf asks for what a topic and its broker's defaults say.
 func (k *Kafka) configOf(ctx context.Context, topic string) (map[string]string, error) {
-	a, err := k.client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: []kafka.DescribeConfigRequestResource{{
-		ResourceType: kafka.ResourceTypeTopic, ResourceName: topic}}})
+	a, err := k.client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{
+		Resources: []kafka.DescribeConfigRequestResource{{ResourceType: kafka.ResourceTypeTopic, ResourceName: topic}}})
 	if err != nil {
 		return nil, err
 	}
@@ -139,40 +139,45 @@ func (k *Kafka) checkTopic(ctx context.Context) error {
 		return errPermanent{fmt.Errorf("topic %s would lose messages or order: %s; change the topic, or name another one",
 			k.o.Stream, strings.Join(wrong, "; "))}
 	}
-	k.differences(t, have)
+	if n, err := strconv.ParseInt(have["max.message.bytes"], 10, 64); err == nil && n < topicMaxMessage {
+		k.limit.Store(max(1, n-batchOverhead-maxSubjectBytes))
+	}
+	for _, d := range k.differences(t, have) {
+		k.log.Warn("the topic differs from what this program would make; it is left as it is", "topic", k.o.Stream,
+			"difference", d)
+	}
 	k.estimate(ctx, t)
 	_, err = k.look(ctx)
 	return err
 }
 
-// differences reports what a topic has and this program would have made otherwise.
-func (k *Kafka) differences(t *topicAnswer, have map[string]string) {
-	differs := func(what string, topicHas, configured any) {
-		k.log.Warn("the topic differs from the configuration; it is left as it is", "topic", k.o.Stream, "limit", what,
-			"topic_has", topicHas, "configured", configured)
+// differences lists what a topic has and this program would have made otherwise.
+func (k *Kafka) differences(t *topicAnswer, have map[string]string) (out []string) {
+	add := func(what string, has, want int64) {
+		out = append(out, fmt.Sprintf("%s is %d, not %d", what, has, want))
 	}
 	if n, err := strconv.ParseInt(have["max.message.bytes"], 10, 64); err == nil && n < topicMaxMessage {
-		k.limit.Store(max(1, n-batchOverhead-maxSubjectBytes))
-		differs("max.message.bytes", n, topicMaxMessage)
+		add("max.message.bytes", n, topicMaxMessage)
 	}
 	if k.o.Replicas > 0 && t.replicas != k.o.Replicas {
-		differs("replicas", t.replicas, k.o.Replicas)
+		add("the number of replicas", int64(t.replicas), int64(k.o.Replicas))
 	}
 	sync, err := strconv.Atoi(have["min.insync.replicas"])
 	switch {
 	case err == nil && k.o.MinInSync > 0 && sync != k.o.MinInSync:
-		differs("min.insync.replicas", sync, k.o.MinInSync)
+		add("min.insync.replicas", int64(sync), int64(k.o.MinInSync))
 	case t.replicas == 1:
-		k.log.Warn("the topic has one replica: what was acknowledged can be lost with its broker's disk or power", "topic",
-			k.o.Stream)
+		out = append(out, "it has one replica: what was acknowledged can be lost with its broker's disk or power")
 	case err == nil && sync == 1:
-		k.log.Warn("min.insync.replicas of the topic is 1: an acknowledgement may mean one broker alone", "topic", k.o.Stream)
+		out = append(out, "min.insync.replicas is 1: an acknowledgement may mean one broker alone")
 	}
+	return out
 }
 
 // estimate takes the size of the topic on its leader's disk for its size now.
 func (k *Kafka) estimate(ctx context.Context, t *topicAnswer) {
-	a, err := ask[*logDirsResponse](ctx, k, &logDirsRequest{Topics: []logDirsTopic{{Topic: k.o.Stream, Partitions: []int32{0}}}})
+	a, err := ask[*logDirsResponse](ctx, k, &logDirsRequest{Topics: []logDirsTopic{{Topic: k.o.Stream,
+		Partitions: []int32{0}}}})
 	if err != nil {
 		k.log.Warn("the size of the topic is not known: its bound counts what comes from now on", "topic", k.o.Stream,
 			"error", err)

@@ -17,7 +17,9 @@ type Broker struct {
 	Stream     *StreamInfo // nil: there is no stream of that name
 	MaxMsgSize int64       // bytes that the stream takes as one message; 0: no limit of its own
 	MaxMsgs    int64       // messages that the stream takes; 0: no limit
-	Losses     []string    // why OpenNATS would refuse the stream: it loses messages or order by itself
+	Losses     []string    // why the stream would be refused: it loses messages or order by itself
+
+	Differences []string // what else a stream of ours would have otherwise; of Kafka alone
 }
 
 // Probe asks a broker and changes nothing: a stream that is missing is not made.

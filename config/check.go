@@ -53,9 +53,10 @@ func (w *walk) checkBus(b Bus) {
 			w.wrong("bus.embedded", "the embedded bus does not run beside bus.url; remove one of the two")
 		}
 	}
-	if b.URL == "" && (b.User != "" || b.PasswordFile != "") {
+	if b.URL == "" && !b.UsesKafka() && (b.User != "" || b.PasswordFile != "") {
 		w.missing("bus", "bus.user", "a login without bus.url; the embedded bus has none, so write bus.url or remove it")
 	}
+	w.checkKafka(b)
 	e := b.Embedded
 	w.required("bus.embedded.store_dir", e.StoreDir)
 	w.oneOf("bus.embedded.sync", e.Sync, "always", "interval")

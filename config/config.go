@@ -19,13 +19,14 @@ type Config struct {
 	Log          Log          `yaml:"log"`
 }
 
-// Bus says where messages go: to a broker of one's own at URL, or to the NATS
-// server inside this binary.
+// Bus says where messages go: to a NATS server of one's own at URL, to a Kafka
+// cluster, or to the NATS server inside this binary.
 type Bus struct {
 	URL          string   `yaml:"url"`
 	User         string   `yaml:"user"`
 	PasswordFile string   `yaml:"password_file"`
 	Embedded     Embedded `yaml:"embedded"`
+	Kafka        Kafka    `yaml:"kafka"`
 	Stream       string   `yaml:"stream"`
 }
 
@@ -38,6 +39,31 @@ type Embedded struct {
 	MaxBytes    Size   `yaml:"max_bytes"`
 	RetainBytes Size   `yaml:"retain_bytes"`
 }
+
+// Kafka configures a Kafka cluster of one's own. It is used when Brokers names one.
+type Kafka struct {
+	Brokers           []string `yaml:"brokers"` // host:port of some brokers
+	MaxBytes          Size     `yaml:"max_bytes"`
+	RetainBytes       Size     `yaml:"retain_bytes"`
+	Replicas          int      `yaml:"replicas"`            // of a topic that is made; 0: the broker's default
+	MinInSyncReplicas int      `yaml:"min_insync_replicas"` // 0: the broker's default
+	SASL              string   `yaml:"sasl"`                // none | plain | scram-sha-256 | scram-sha-512
+	TLS               TLS      `yaml:"tls"`
+}
+
+// TLS says how the broker is known, and how it knows the client.
+type TLS struct {
+	Enabled  bool   `yaml:"enabled"`
+	CAFile   string `yaml:"ca_file"`
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+}
+
+// UsesKafka says whether messages go to a Kafka cluster.
+func (b Bus) UsesKafka() bool { return len(b.Kafka.Brokers) > 0 }
+
+// UsesEmbedded says whether messages go to the NATS server inside this binary.
+func (b Bus) UsesEmbedded() bool { return b.URL == "" && !b.UsesKafka() }
 
 // Agent configures the role that moves rows from the rings to the bus.
 type Agent struct {
@@ -119,7 +145,7 @@ type Log struct {
 func Default() Config {
 	return Config{
 		Bus: Bus{Stream: "SONDE", Embedded: Embedded{StoreDir: "data/bus", Listen: "127.0.0.1:4222", Sync: "always",
-			MaxBytes: 8 << 30, RetainBytes: 1 << 30}},
+			MaxBytes: 8 << 30, RetainBytes: 1 << 30}, Kafka: Kafka{MaxBytes: 8 << 30, RetainBytes: 1 << 30, SASL: "none"}},
 		Agent: Agent{Socket: "data/sonde.sock", Wait: "poll", LingerMS: 250, BatchBytes: 256 << 10,
 			InflightBytes: 64 << 20, DeadLetter: DeadLetter{Dir: "data/dead-letter/agent", MaxBytes: 256 << 20}},
 		Policy: Policy{Mode: "best_effort", Rules: []Rule{

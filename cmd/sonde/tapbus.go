@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -121,7 +122,10 @@ func (f *busFlags) check() error {
 }
 
 // openExistingBus connects to a broker that runs and to a stream that is there.
-func openExistingBus(c *cobra.Command, conf config.Bus) (*bus.NATS, error) {
+func openExistingBus(c *cobra.Command, conf config.Bus) (bus.Bus, error) {
+	if conf.UsesKafka() {
+		return openExistingKafka(c, conf)
+	}
 	address, err := pipeline.BrokerURL(conf)
 	if err != nil {
 		return nil, err
@@ -140,6 +144,28 @@ func openExistingBus(c *cobra.Command, conf config.Bus) (*bus.NATS, error) {
 	log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	return bus.OpenNATS(ctx, bus.NATSOptions{URL: address, Stream: conf.Stream, MaxBytes: int64(broker.Stream.MaxBytes),
 		MustExist: true, Logger: log})
+}
+
+// openExistingKafka connects to a topic that is there.
+func openExistingKafka(c *cobra.Command, conf config.Bus) (bus.Bus, error) {
+	o, err := pipeline.KafkaOptions(conf)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(c.Context(), probeLimit)
+	defer cancel()
+	broker, err := bus.ProbeKafka(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("reach Kafka at %s: %w; name the cluster's configuration with --config",
+			strings.Join(o.Brokers, ", "), err)
+	}
+	if broker.Stream == nil {
+		return nil, fmt.Errorf("find topic %s at %s: it does not exist; start sonde run, which makes it", conf.Stream,
+			strings.Join(o.Brokers, ", "))
+	}
+	o.MustExist = true
+	o.Logger = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	return bus.OpenKafka(ctx, o)
 }
 
 // redacted is an address without the password in it.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -31,8 +32,11 @@ line, its key, its value and what to write instead; the exit code is then 2.
 // meaning says in one line what a configuration would do.
 func meaning(c config.Config) string {
 	bus := "embedded bus in " + c.Bus.Embedded.StoreDir
-	if c.Bus.URL != "" {
+	switch {
+	case c.Bus.URL != "":
 		bus = "bus at " + c.Bus.URL
+	case c.Bus.UsesKafka():
+		bus = "Kafka at " + strings.Join(c.Bus.Kafka.Brokers, ", ")
 	}
 	return fmt.Sprintf("%s, engines at %s, %d policy rules, dataset in %s, %d detectors", bus, c.Agent.Socket,
 		len(c.Policy.Rules), c.Materializer.Lake, len(c.Detectors))

@@ -109,6 +109,9 @@ func printable(s string) string {
 
 // reach looks for the broker of the configuration. It is nil when none answers.
 func reach(ctx context.Context, c *config.Config) (*bus.Broker, []Finding) {
+	if c.Bus.UsesKafka() {
+		return reachKafka(ctx, c)
+	}
 	held := ""
 	if c.Bus.URL == "" {
 		held = lockHolder(storeLock(c))
@@ -164,6 +167,9 @@ func brokerLimits(c *config.Config, b *bus.Broker) []Finding {
 	most, of := b.MaxPayload, "max_payload of the broker"
 	if b.MaxMsgSize > 0 && b.MaxMsgSize < most {
 		most, of = b.MaxMsgSize, "max_msg_size of the stream"
+	}
+	if c.Bus.UsesKafka() {
+		of = "max.message.bytes of the topic"
 	}
 	batch := int64(c.Agent.BatchBytes)
 	found := fmt.Sprintf("messages of up to %s are taken (%s)", config.Size(most), of)

@@ -37,7 +37,7 @@ func folders(c *config.Config) []Finding {
 		{key: "materializer.lake", dir: c.Materializer.Lake, need: lakeRoom, measure: true},
 		{key: "agent.dead_letter.dir", dir: c.Agent.DeadLetter.Dir, need: uint64(c.Agent.DeadLetter.MaxBytes)},
 		{key: "materializer.dead_letter_dir", dir: c.Materializer.DeadLetterDir}}
-	if c.Bus.URL == "" {
+	if c.Bus.UsesEmbedded() {
 		e := &c.Bus.Embedded
 		places = append([]place{{key: "bus.embedded.store_dir", dir: e.StoreDir, need: uint64(e.MaxBytes), measure: true}},
 			places...)
@@ -56,7 +56,7 @@ func folders(c *config.Config) []Finding {
 		disks[p.device] = append(disks[p.device], p)
 	}
 	for _, d := range order {
-		out = append(out, disk(disks[d], c.Bus.URL == "" && c.Bus.Embedded.Sync == "always")...)
+		out = append(out, disk(disks[d], c.Bus.UsesEmbedded() && c.Bus.Embedded.Sync == "always")...)
 	}
 	return out
 }

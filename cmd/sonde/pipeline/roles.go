@@ -22,6 +22,9 @@ import (
 // connects to it, or to the broker that the configuration names.
 func (p *Pipeline) openBus(ctx context.Context) error {
 	c := &p.o.Config.Bus
+	if c.UsesKafka() {
+		return p.openKafka(ctx)
+	}
 	o := bus.NATSOptions{URL: c.URL, Stream: c.Stream, MaxBytes: int64(c.Embedded.MaxBytes),
 		WindowBytes: int64(p.o.Config.Agent.InflightBytes), Logger: p.log, Registerer: p.registry}
 	switch {
@@ -53,6 +56,12 @@ func (p *Pipeline) openBus(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.use(b)
+	return nil
+}
+
+// use makes a bus the one of the roles.
+func (p *Pipeline) use(b bus.Bus) {
 	p.bus = b
 	p.health.set("bus", func() string {
 		switch trouble := p.storeTrouble(); {
@@ -63,7 +72,6 @@ func (p *Pipeline) openBus(ctx context.Context) error {
 		}
 		return ""
 	})
-	return nil
 }
 
 // storeTrouble says why the store of the embedded server takes nothing, "" when it
@@ -88,18 +96,23 @@ func BrokerURL(c config.Bus) (string, error) {
 	return "nats://" + c.Embedded.Listen, nil
 }
 
+// loginPassword is the password of bus.user, which there must be.
+func loginPassword(c config.Bus) (string, error) {
+	password, err := c.Password()
+	if err == nil && password == "" {
+		err = fmt.Errorf("log in at the bus as %s: no password; set %s or bus.password_file", c.User, config.PasswordVariable)
+	}
+	return password, err
+}
+
 // withLogin is the address of the broker with user and password in it.
 func withLogin(c config.Bus) (string, error) {
 	if c.User == "" {
 		return c.URL, nil
 	}
-	password, err := c.Password()
+	password, err := loginPassword(c)
 	if err != nil {
 		return "", err
-	}
-	if password == "" {
-		return "", fmt.Errorf("log in at the bus as %s: no password; set %s or bus.password_file", c.User,
-			config.PasswordVariable)
 	}
 	u, err := url.Parse(c.URL)
 	if err != nil {
@@ -159,7 +172,7 @@ func (p *Pipeline) startMaterializer(ctx context.Context) error {
 	c := &p.o.Config.Materializer
 	m, err := materializer.New(materializer.Options{Bus: p.bus, Lake: c.Lake,
 		CommitInterval: time.Duration(c.CommitIntervalMS) * time.Millisecond, CommitBytes: int64(c.CommitBytes),
-		RetainBytes: uint64(p.o.Config.Bus.Embedded.RetainBytes), DeadLetterDir: c.DeadLetterDir, Registerer: p.registry,
+		RetainBytes: uint64(retainBytes(p.o.Config.Bus)), DeadLetterDir: c.DeadLetterDir, Registerer: p.registry,
 		Logger: p.log})
 	if err != nil {
 		return err

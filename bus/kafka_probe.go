@@ -1,0 +1,47 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+
+	kafka "github.com/segmentio/kafka-go"
+)
+
+// ProbeKafka asks a cluster and changes nothing: a topic that is missing is not
+// made. It tries once. Errors: nobody answers, the login or the certificate is
+// refused, the access rules do not allow to look.
+func ProbeKafka(ctx context.Context, o KafkaOptions) (Broker, error) {
+	o.Logger, o.Registerer = slog.New(slog.DiscardHandler), nil
+	k, err := newKafka(o)
+	if err != nil {
+		return Broker{}, err
+	}
+	defer k.Close()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	b := Broker{Version: "Kafka", MaxPayload: topicMaxMessage}
+	t, err := k.describe(ctx, k.o.Stream)
+	if errors.Is(err, kafka.UnknownTopicOrPartition) {
+		return b, nil
+	}
+	if err != nil {
+		return Broker{}, fmt.Errorf("connect to the brokers: %w", err)
+	}
+	have, err := k.configOf(ctx, k.o.Stream)
+	if err != nil {
+		return b, fmt.Errorf("look at the configuration of topic %s: %w", k.o.Stream, err)
+	}
+	k.estimate(ctx, t)
+	info, err := k.look(ctx)
+	if err != nil {
+		return b, fmt.Errorf("look at topic %s: %w", k.o.Stream, err)
+	}
+	b.Stream, b.Losses, b.Differences = &info, kafkaLosses(t, have), k.differences(t, have)
+	if n, err := strconv.ParseInt(have["max.message.bytes"], 10, 64); err == nil {
+		b.MaxMsgSize = n
+	}
+	return b, nil
+}
