@@ -47,14 +47,17 @@ func Decode(msg []byte) (b *Batch, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := head.checkFields(&h, want); err != nil {
-		return nil, err
+	if err := head.checkFields(want); err != nil {
+		return nil, fmt.Errorf("message of %s: %w", h.Kind, err)
 	}
 	body, _, err := nextPart(rest, messageBatch)
 	if err != nil {
 		return nil, fmt.Errorf("message of %s has no readable batch: %w", h.Kind, err)
 	}
 	b, err = newBatch(h, body, want)
+	if err == nil {
+		err = b.checkSpans()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("message of %s: %w", h.Kind, err)
 	}
@@ -117,7 +120,7 @@ func newBatch(h Header, p part, want []arrow.Field) (*Batch, error) {
 		}
 		b.cols[i] = view
 	}
-	return b, b.checkSpans()
+	return b, nil
 }
 
 // node takes the next node, which must have so many rows and no nulls; rows < 0

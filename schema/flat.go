@@ -138,20 +138,20 @@ func (p part) pairs() ([]pair, error) {
 
 type pair struct{ key, value string }
 
-// checkFields compares the fields of a schema part with those that h asks for.
-// Fields behind them belong to a later minor version.
-func (p part) checkFields(h *Header, want []arrow.Field) error {
+// checkFields compares the fields of a schema part with the wanted ones. Fields
+// behind them belong to a later minor version.
+func (p part) checkFields(want []arrow.Field) error {
 	if at := p.slot(p.table, slotSchemaEndianness); at != 0 && p.u16(at) != 0 {
-		return errors.New("message is big-endian; messages are little-endian")
+		return errors.New("it is big-endian; little-endian is expected")
 	}
 	first, count := p.vector(p.table, slotSchemaFields, 4)
 	if count < len(want) {
-		return fmt.Errorf("message of %s has %d columns; %d expected", h.Kind, count, len(want))
+		return fmt.Errorf("it has %d columns; %d expected", count, len(want))
 	}
 	for i, f := range want {
 		at := p.follow(first + 4*i)
 		if name := p.text(at, slotFieldName); name != f.Name || !p.hasType(at, f.Type) {
-			return fmt.Errorf("message of %s: column %d is %q; %q of type %s expected", h.Kind, i, clip(name), f.Name, f.Type)
+			return fmt.Errorf("column %d is %q; %q of type %s expected", i, clip(name), f.Name, f.Type)
 		}
 	}
 	return nil

@@ -1,9 +1,16 @@
 package schema
 
 import (
+	"bytes"
+	"errors"
 	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/arrow/ipc"
+	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
 // touch reads every row, as a consumer does.
@@ -175,4 +182,79 @@ func TestAMessageCostsNoMemoryPerToken(t *testing.T) {
 	if n := testing.AllocsPerRun(20, cycle); n > 2 {
 		t.Errorf("%.0f allocations for a message of %d rows; want none", n, len(rows))
 	}
+}
+
+// fixedFile is an Arrow file as other programs write it.
+func fixedFile(t testing.TB) (file []byte, want []arrow.Field) {
+	t.Helper()
+	want = []arrow.Field{{Name: "vec", Type: &arrow.FixedSizeBinaryType{ByteWidth: 6}},
+		{Name: "score", Type: arrow.PrimitiveTypes.Float32}}
+	columns := arrow.NewSchema(want, nil)
+	build := array.NewRecordBuilder(memory.DefaultAllocator, columns)
+	defer build.Release()
+	for i := range 3 {
+		build.Field(0).(*array.FixedSizeBinaryBuilder).Append([]byte{byte(i), 1, 2, 3, 4, 5})
+		build.Field(1).(*array.Float32Builder).Append(float32(i))
+	}
+	batch := build.NewRecordBatch()
+	defer batch.Release()
+	var out bytes.Buffer
+	w, err := ipc.NewFileWriter(&out, ipc.WithSchema(columns))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(w.Write(batch), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes(), want
+}
+
+func TestFixedColumnsComeOutOfAFileOrNothingDoes(t *testing.T) {
+	file, want := fixedFile(t)
+	rows, columns, err := DecodeFixedFile(file, want)
+	if err != nil || rows != 3 || len(columns) != 2 || !bytes.Equal(columns[0][6:12], []byte{1, 1, 2, 3, 4, 5}) ||
+		!bytes.Equal(columns[1], []byte{0, 0, 0, 0, 0, 0, 0x80, 0x3f, 0, 0, 0, 0x40}) {
+		t.Fatalf("%d rows of %v, %v", rows, columns, err)
+	}
+	other := []arrow.Field{want[0], {Name: "score", Type: arrow.PrimitiveTypes.Int32}}
+	for name, c := range map[string]struct {
+		file []byte
+		want []arrow.Field
+		says string
+	}{
+		"nothing":        {nil, want, "does not begin"},
+		"a stream":       {file[8:], want, "does not begin"},
+		"half a file":    {file[:len(file)/2], want, ""},
+		"another type":   {file, other, "score"},
+		"another column": {file, append(want, want[0]), "2 columns; 3 expected"},
+	} {
+		if rows, _, err := DecodeFixedFile(c.file, c.want); err == nil {
+			t.Errorf("%s: %d rows", name, rows)
+		} else if !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v; want something with %q", name, err, c.says)
+		}
+	}
+	for at := range file {
+		for _, to := range []byte{0, 1, 0x7f, 0xff} {
+			damaged := bytes.Clone(file)
+			damaged[at] = to
+			if rows, columns, err := DecodeFixedFile(damaged, want); err == nil &&
+				(len(columns[0]) != 6*rows || len(columns[1]) != 4*rows) {
+				t.Errorf("byte %d as %#x: %d rows with columns of %d and %d bytes", at, to, rows, len(columns[0]),
+					len(columns[1]))
+			}
+		}
+	}
+}
+
+func FuzzFixedFile(f *testing.F) {
+	file, want := fixedFile(f)
+	f.Add(file)
+	f.Add(file[:len(file)-20])
+	f.Fuzz(func(t *testing.T, file []byte) {
+		rows, columns, err := DecodeFixedFile(file, want)
+		if err == nil && (len(columns[0]) != 6*rows || len(columns[1]) != 4*rows || len(columns[0]) > len(file)) {
+			t.Fatalf("%d rows with columns of %d and %d bytes", rows, len(columns[0]), len(columns[1]))
+		}
+	})
 }

@@ -215,8 +215,8 @@ func TestDamagedBundlesAreRefusedInOneSentence(t *testing.T) {
 		"other bias":    {swapWeights(map[string][]float32{"weight": {1, 0, 0, 0}, "bias": {0.01}}), "fails its self-test"},
 		"vectors of another width": {swapVectors(func(d *Draft) {
 			d.Manifest.Binding.Width, d.Probe.Weight, d.Rows = 1, d.Probe.Weight[:1], [][]byte{f32Row(1)}
-		}), "its columns are"},
-		"no test rows": {swapVectors(func(d *Draft) { d.Rows = nil }), "has no rows"},
+		}), "column 0 is"},
+		"no test rows": {swapVectors(func(d *Draft) { d.Rows = nil }), "it has 0 rows"},
 		"test row of infinities": {swapVectors(func(d *Draft) { d.Rows[0] = f32Row(float32(math.Inf(1)), 0, 0, 0) }),
 			"self-test"},
 		"another aggregation": {swapVectors(func(d *Draft) { d.Manifest.Aggregation.Window = 3 }),
