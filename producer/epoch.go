@@ -91,7 +91,10 @@ func (e *epoch) addLayout(seq uint64, l ring2.Layout) (*layout, error) {
 			return nil, fmt.Errorf("layout %d lists hook %q of layer %d twice", l.ID, en.Hook, en.Layer)
 		}
 		seen[p] = true
-		out.oversize[i] = en.RowBytes() > maxRowBytes
+		if out.oversize[i] = en.RowBytes() > maxRowBytes; out.oversize[i] {
+			e.r.log.Warn("rows of a hook are larger than a message takes: as tensors they are dropped, reason oversize",
+				"hook", en.Hook, "layer", en.Layer, "row_bytes", en.RowBytes(), "most", maxRowBytes)
+		}
 		if text += len(en.Hook); text > maxLayoutText {
 			return nil, fmt.Errorf("layout %d has more than %d bytes of hook names", l.ID, maxLayoutText)
 		}

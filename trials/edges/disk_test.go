@@ -118,7 +118,7 @@ func TestAFullDiskUnderARecordingEndsItWhereItCanBeReplayed(t *testing.T) {
 // record puts a recorder in the place of the pipeline.
 func (r *rig) record(dir string) {
 	r.Helper()
-	bin, err := binary()
+	bin, err := sondeBinary()
 	if err != nil {
 		r.Fatal(err)
 	}

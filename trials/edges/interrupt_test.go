@@ -30,7 +30,7 @@ type interrupts struct {
 
 func newInterrupts(t *testing.T) *interrupts {
 	t.Helper()
-	bin, err := binary()
+	bin, err := sondeBinary()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,8 +19,8 @@ import (
 // inside marks the copy of the test binary that runs the tests.
 const inside = "SONDE_EDGES_NAMESPACE"
 
-// binary is the sonde that all tests run, built once.
-var binary = sync.OnceValues(buildSonde)
+// sondeBinary is the sonde that all tests run, built once.
+var sondeBinary = sync.OnceValues(buildSonde)
 
 var scratch string // folder of the binary
 

@@ -30,6 +30,8 @@ type rig struct {
 	socket, http, config      string
 	run, engine, recorder     *fleet.Process
 	engineURL                 string
+	peak                      int  // MiB; peakMemory sets it
+	compared                  int  // rows of ranks in this process; rest sets it
 	replayed                  bool // the lake has rows of a recording
 }
 
@@ -55,7 +57,7 @@ http: {listen: %[5]q}
 
 func newRig(t *testing.T, s setup) *rig {
 	t.Helper()
-	bin, err := binary()
+	bin, err := sondeBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +120,7 @@ func (r *rig) start() {
 // startEngine starts an engine of few hooks and waits until it answers.
 func (r *rig) startEngine(args ...string) {
 	r.Helper()
-	bin, err := binary()
+	bin, err := sondeBinary()
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -283,7 +285,7 @@ func (r *rig) verify() *account.Account {
 // sonde runs one command to its end.
 func sonde(t *testing.T, args ...string) (output string, code int) {
 	t.Helper()
-	bin, err := binary()
+	bin, err := sondeBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
