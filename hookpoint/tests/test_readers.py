@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import BINARY, TRILINGUAL, Pipeline, make_pipeline, wait_closed
+from witness import read_witness
 
 import sonde
 
@@ -25,8 +28,14 @@ KEY = ["request", "hook", "layer", "position", "pass"]
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sonde.Lake]:
-    for p in make_pipeline(tmp_path_factory, str(TRILINGUAL), rules=RULES):
+def witness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder where the engine writes a hash of each row that it computes, past ring, bus and dataset."""
+    return tmp_path_factory.mktemp("witness")
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory, witness: Path) -> Iterator[sonde.Lake]:
+    for p in make_pipeline(tmp_path_factory, str(TRILINGUAL), rules=RULES, engine_args=("--witness", str(witness))):
         for request, prompt in (("en", "The package manager"), ("fr", "Le système de fichiers"), ("de", "Der Befehl")):
             p.complete(request, prompt, 24)
         p.stop_process("engine")
@@ -108,28 +117,58 @@ def plain(row: dict[str, object]) -> str:
     return repr(row)
 
 
-def averages(lake: sonde.Lake) -> dict[int, float]:
-    """Compute by layer the average length of what enters it, from the stored vectors."""
+def averages(lake: sonde.Lake, witnessed: dict[tuple[str, int, int, int, str, int], bytes]) -> dict[int, float]:
+    """Compute by layer the average length of what enters it, from vectors that the engine itself vouches for."""
     out = {}
     for layer in range(4):
         hook, at = ("resid_post", layer - 1) if layer else ("embed", -1)
-        rows = [lake.tensor(request, hook, at).values for request in ("en", "fr", "de")]
-        x = np.concatenate(rows).astype(np.float64)
+        rows = []
+        for request in ("en", "fr", "de"):
+            t = lake.tensor(request, hook, at)
+            for position, pass_, row in zip(t.positions, t.passes, t.values, strict=True):
+                key = (request, 0, int(position), int(pass_))
+                digest = hashlib.sha256(row.tobytes()).digest()[:16]
+                assert witnessed[(*key, "resid_pre", layer)] == witnessed[(*key, hook, at)] == digest, (key, layer)
+                rows.append(row)
+        x = np.stack(rows).astype(np.float64)
+        assert len(x) == sum(k[4:] == ("resid_pre", layer) for k in witnessed), "rows that nobody stored"
         out[layer] = float(np.sqrt((x * x).sum(axis=1)).astype(np.float32).astype(np.float64).mean())
     return out
 
 
-def test_the_figures_are_those_of_the_vectors(lake: sonde.Lake) -> None:
-    files, want = lake.files("vector_stats"), averages(lake)
-    sql = f"select layer, avg(l2) from read_parquet({files}) group by layer order by layer"
-    frame = pl.scan_parquet(files).group_by("layer").agg(pl.col("l2").cast(pl.Float64).mean()).collect()
-    arrow = pq.read_table(files).group_by("layer").aggregate([("l2", "mean")])
-    for got in (
-        dict(duckdb.sql(sql).fetchall()),
-        dict(frame.iter_rows()),
-        dict(zip(arrow["layer"].to_pylist(), arrow["l2_mean"].to_pylist(), strict=True)),
-    ):
-        assert got == pytest.approx(want, rel=1e-9), "one rounding to float32 in 1e7 rows would show"
+SQL = "select layer, avg(l2) from vector_stats group by layer"
+
+
+def sql_by_duckdb(files: list[str]) -> dict[int, float]:
+    duckdb.sql(f"create or replace temp view vector_stats as select * from read_parquet({files})")
+    return dict(duckdb.sql(SQL).fetchall())
+
+
+def sql_by_polars(files: list[str]) -> dict[int, float]:
+    frame = pl.scan_parquet(files).with_columns(pl.col("l2").cast(pl.Float64))  # its avg of floats is a float
+    return dict(pl.SQLContext(vector_stats=frame).execute(SQL, eager=True).iter_rows())
+
+
+def sql_by_datafusion(files: list[str]) -> dict[int, float]:
+    datafusion = pytest.importorskip("datafusion", reason="NOT RUN: DataFusion as a reader: it is not installed")
+    context = datafusion.SessionContext()
+    parts = [context.read_parquet(f).to_arrow_table() for f in files]
+    context.from_arrow(pa.concat_tables(parts), name="vector_stats")
+    answer = pa.table(context.sql(SQL))
+    return dict(zip(*(column.to_pylist() for column in answer.columns), strict=True))
+
+
+def aggregated_by_pyarrow(files: list[str]) -> dict[int, float]:
+    answer = pq.read_table(files).group_by("layer").aggregate([("l2", "mean")])
+    return dict(zip(answer["layer"].to_pylist(), answer["l2_mean"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("ask", [sql_by_duckdb, sql_by_polars, sql_by_datafusion, aggregated_by_pyarrow])
+def test_the_average_by_layer_is_that_of_the_witness(
+    lake: sonde.Lake, witness: Path, ask: Callable[[list[str]], dict[int, float]]
+) -> None:
+    want = averages(lake, read_witness(witness))
+    assert ask(lake.files("vector_stats")) == pytest.approx(want, rel=1e-9), "one rounding to float32 would show"
     assert len(set(want.values())) == 4 and all(v > 0 for v in want.values())
 
 
@@ -152,3 +191,27 @@ def test_a_card_without_a_licence_says_so_and_a_wrong_one_is_refused(lake: sonde
     assert "license:" not in text and "No licence was named" in text
     wrong = subprocess.run([*command, "--license", "a\nb: c"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "is no identifier" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", sonde.lake.TABLES)
+def test_hugging_face_datasets_loads_every_table_of_the_card(
+    lake: sonde.Lake, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets", reason="NOT RUN: Hugging Face datasets: it is not installed")
+    subprocess.run([str(BINARY), "lake", "card", "--lake", str(lake.path)], check=True, capture_output=True)
+    stored = [n for n in sonde.lake.TABLES if lake.files(n)]
+    assert sorted(datasets.get_dataset_config_names(str(lake.path))) == sorted(stored)
+    if name not in stored:
+        with pytest.raises(ValueError, match=name):
+            datasets.load_dataset(str(lake.path), name, split="train", cache_dir=str(tmp_path))
+        return
+    got = datasets.load_dataset(str(lake.path), name, split="train", cache_dir=str(tmp_path))
+    want = lake.table(name)
+    missing = {"labels"} if name == "requests" else set()
+    assert set(want.column_names) - set(got.column_names) == missing, "it has no type for maps"
+    assert got.num_rows == want.num_rows > 0, "rows of files that no commit names, or lost ones"
+    columns = [c for c in want.column_names if c not in missing]
+    theirs = got.with_format("arrow")[:].select(columns).to_pylist()
+    assert sorted(map(plain, theirs)) == sorted(map(plain, want.select(columns).to_pylist()))
