@@ -32,3 +32,44 @@ func DeleteTopic(ctx context.Context, k *Kafka) error {
 	}
 	return err
 }
+
+// SetPatience changes when the silence of a Kafka broker counts as a failure.
+func SetPatience(k *Kafka, d time.Duration) { k.patience.Store(int64(d)) }
+
+// KafkaClient is the client below a Kafka.
+func KafkaClient(k *Kafka) *kafka.Client { return k.client }
+
+// ProduceAcks is how many replicas a batch waits for; -1: all that are in sync.
+func ProduceAcks() int16 { return produceRequest("t", nil).Acks }
+
+// EncodeBatch writes messages as a batch of a topic, at a time in ms since 1970.
+func EncodeBatch(now int64, messages []Message) []byte {
+	var records []batchRecord
+	for _, m := range messages {
+		records = append(records, batchRecord{key: m.Subject, value: m.Data, headers: [][2]string{{"id", m.ID}}})
+	}
+	return encodeBatch(nil, now, records)
+}
+
+// ParseTopic reads an answer about a topic.
+func ParseTopic(answer []byte, topic string) (id string, partitions, replicas int, err error) {
+	t, err := parseTopic(answer, topic)
+	if err != nil {
+		return "", 0, 0, err
+	}
+	return t.id, t.partitions, t.replicas, nil
+}
+
+// StreamSize adds up the bytes of a topic.
+type StreamSize struct{ s streamSize }
+
+// The steps of a StreamSize, as a Kafka takes them.
+func (s *StreamSize) Expect(id string, bytes uint64)              { s.s.expect(id, bytes) }
+func (s *StreamSize) Saw(id string, start, end int64) uint64      { return s.s.saw(id, start, end) }
+func (s *StreamSize) Begin()                                      { s.s.begin() }
+func (s *StreamSize) Sent(first int64, n int, bytes uint64)       { s.s.sent(first, n, bytes) }
+func (s *StreamSize) Read(id string, first, next int64, n uint64) { s.s.read(id, first, next, n) }
+func (s *StreamSize) Runs() int                                   { return len(s.s.runs) }
+
+// MaxSizeRuns bounds them.
+const MaxSizeRuns = maxSizeRuns

@@ -50,6 +50,7 @@ type Kafka struct {
 	lost      atomic.Bool  // it failed to answer a question that was asked after that
 	limit     atomic.Int64 // max.message.bytes of the topic
 	lastID    atomic.Value // string: incarnation that was seen last, for the log
+	patience  atomic.Int64 // ns until a silent broker counts as gone: messages may be many
 
 	mu            sync.Mutex // a leaf
 	subscriptions map[*kafkaSubscription]bool
@@ -118,6 +119,7 @@ func newKafka(o KafkaOptions) (*Kafka, error) {
 		return nil, err
 	}
 	k.limit.Store(MaxPayloadBytes)
+	k.patience.Store(int64(answerTimeout))
 	k.pub = newKafkaPublisher(k)
 	k.hearings = newKafkaHearings(k)
 	k.commands = newKafkaCommands(k)
@@ -163,7 +165,7 @@ func (k *Kafka) call(ctx context.Context, ask func(context.Context) error) error
 		if errors.As(err, &permanent) {
 			return permanent.error
 		}
-		if ctx.Err() == nil && !told && wait == lastRedial {
+		if ctx.Err() == nil && !told && wait == lastRedial && !k.lost.Load() { // else that was said already
 			k.log.Warn("the bus did not answer; asking again until it does", "error", err)
 			told = true
 		}

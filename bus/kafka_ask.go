@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	kafka "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
@@ -96,7 +97,7 @@ type fetchedRecord struct {
 
 // fetch asks for the messages from an offset on, and waits a moment for some.
 func (k *Kafka) fetch(ctx context.Context, topic string, offset int64) (fetched, error) {
-	ctx, cancel := context.WithTimeout(ctx, fetchWait+answerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, fetchWait+time.Duration(k.patience.Load()))
 	defer cancel()
 	a, err := ask[*fetch.Response](ctx, k, &fetch.Request{ReplicaID: -1, MaxWaitTime: int32(fetchWait.Milliseconds()),
 		MinBytes: 1, MaxBytes: fetchBytes, SessionID: -1, SessionEpoch: -1, Topics: []fetch.RequestTopic{{Topic: topic,
@@ -161,14 +162,19 @@ func (r *fetchedRecord) header(name string) []byte {
 	return nil
 }
 
+// produceRequest asks for the acknowledgement of all replicas in sync.
+func produceRequest(topic string, batch []byte) *rawproduce.Request {
+	return &rawproduce.Request{Acks: int16(kafka.RequireAll), Timeout: int32(answerTimeout.Milliseconds()),
+		Topics: []rawproduce.RequestTopic{{Topic: topic, Partitions: []rawproduce.RequestPartition{{
+			RecordSet: protocol.RawRecordSet{Reader: bytes.NewReader(batch)}}}}}}
+}
+
 // produce stores a batch, acknowledged by all replicas in sync, and gives the
 // offset of its first message.
 func (k *Kafka) produce(ctx context.Context, topic string, batch []byte) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(k.patience.Load()))
 	defer cancel()
-	a, err := ask[*produce.Response](ctx, k, &rawproduce.Request{Acks: int16(kafka.RequireAll),
-		Timeout: int32(answerTimeout.Milliseconds()), Topics: []rawproduce.RequestTopic{{Topic: topic,
-			Partitions: []rawproduce.RequestPartition{{RecordSet: protocol.RawRecordSet{Reader: bytes.NewReader(batch)}}}}}})
+	a, err := ask[*produce.Response](ctx, k, produceRequest(topic, batch))
 	if err != nil {
 		return 0, err
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // ProbeKafka asks a cluster and changes nothing: a topic that is missing is not
-// made. It tries once. Errors: nobody answers, the login or the certificate is
+// made. It tries again only where a broker says that it is not ready. Errors: nobody answers, the login or the certificate is
 // refused, the access rules do not allow to look.
 func ProbeKafka(ctx context.Context, o KafkaOptions) (Broker, error) {
 	o.Logger, o.Registerer = slog.New(slog.DiscardHandler), nil
@@ -22,6 +22,17 @@ func ProbeKafka(ctx context.Context, o KafkaOptions) (Broker, error) {
 	defer k.Close()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	for {
+		b, err := k.probeOnce(ctx)
+		var code kafka.Error
+		if !errors.As(err, &code) || !code.Temporary() || ctx.Err() != nil {
+			return b, err
+		}
+		sleep(ctx, 5*firstRedial)
+	}
+}
+
+func (k *Kafka) probeOnce(ctx context.Context) (Broker, error) {
 	b := Broker{Version: "Kafka", MaxPayload: topicMaxMessage}
 	t, err := k.describe(ctx, k.o.Stream)
 	if errors.Is(err, kafka.UnknownTopicOrPartition) {

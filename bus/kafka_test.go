@@ -1,11 +1,13 @@
 package bus_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"sonde/bus"
 	"sonde/bus/kafkatest"
@@ -89,4 +91,8 @@ func kafkaBroker(t *testing.T) *broker {
 			}
 			k.Close()
 		}}
+}
+
+func contextOf(d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), d)
 }

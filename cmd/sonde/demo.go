@@ -42,6 +42,8 @@ Exit code 1: a promise was broken; the report says which.`,
 	c.Flags().StringVar(&o.Detector, "detector", "detectors/german", `folder of the detector; "" runs none`)
 	c.Flags().IntVar(&o.Requests, "requests", 72, "how many prompts to send")
 	c.Flags().DurationVar(&o.Target, "target", 25*time.Second, "how long to generate")
+	c.Flags().StringSliceVar(&o.Kafka, "kafka", nil,
+		"brokers of a Kafka cluster, host:port, to run on instead of the embedded bus; a topic SONDE-DEMO-… stays there")
 	c.Flags().BoolVar(&o.Keep, "keep", false, "keep the bus and the witness of the run")
 	return c
 }

@@ -27,6 +27,7 @@ type Options struct {
 	Requests int           // at least 2
 	Target   time.Duration // how long requests are generated
 	Keep     bool          // keep what only the run needed: the bus, the witness
+	Kafka    []string      // brokers that carry the run on a topic of its own, host:port; none: the embedded bus
 }
 
 // pace is the pause after each step. The demo's model takes a few milliseconds a
@@ -187,6 +188,10 @@ func (d *demo) config(socket string) config.Config {
 	c := config.Default()
 	c.Bus.Embedded.StoreDir, c.Bus.Embedded.Listen = d.folder.path("bus"), ""
 	c.Bus.Embedded.RetainBytes = 256 << 20
+	if len(d.o.Kafka) > 0 {
+		c.Bus.Kafka.Brokers, c.Bus.Kafka.RetainBytes = d.o.Kafka, 256<<20
+		c.Bus.Stream = fmt.Sprintf("SONDE-DEMO-%d", time.Now().UnixMilli())
+	}
 	c.Agent.Socket, c.Agent.Wait = socket, "event"
 	c.Agent.DeadLetter.Dir = d.folder.path("dead-letter/agent")
 	c.Policy.Rules = []config.Rule{{Name: "every hook", Hooks: []string{"*"}, Layers: config.AllLayers(),
