@@ -8,38 +8,53 @@ import (
 	"sonde/schema"
 )
 
+// statsBlockBytes of a row are widened at a time, so that figures of a huge row cost
+// no memory. It is a whole number of elements of every dtype.
+const statsBlockBytes = 1 << 18
+
 // statsOf computes the figures of one row, in float64 and in two passes: the
 // first finds mean, extremes and counts, the second the squared deviations from
 // the mean, so that a large mean costs no digits. NaN and infinities are counted
 // and left out of everything else. row has a whole number of elements. scratch
 // is reused memory; the grown one is returned.
 func statsOf(row []byte, dtype ring2.DType, out *schema.StatsRow, scratch []float64) []float64 {
-	scratch = widen(scratch[:0], row, dtype)
 	var sum, squares, absMax float64
-	out.Dim, out.ArgMax, out.Zeros, out.NonFinite = int32(len(scratch)), -1, 0, 0
-	finite := scratch[:0]
-	for i, x := range scratch {
-		if x-x != 0 { // NaN or infinite
-			out.NonFinite++
-			continue
+	out.Dim, out.ArgMax, out.Zeros, out.NonFinite = int32(len(row)/dtype.Size()), -1, 0, 0
+	for at, rest := int32(0), row; len(rest) > 0; at += int32(len(scratch)) {
+		block := rest[:min(len(rest), statsBlockBytes)]
+		rest = rest[len(block):]
+		scratch = widen(scratch[:0], block, dtype)
+		for i, x := range scratch {
+			if x-x != 0 { // NaN or infinite
+				out.NonFinite++
+				continue
+			}
+			if x == 0 {
+				out.Zeros++
+			}
+			if a := math.Abs(x); a > absMax || out.ArgMax < 0 {
+				absMax, out.ArgMax = a, at+int32(i)
+			}
+			sum += x
+			squares += x * x
 		}
-		finite = append(finite, x)
-		if x == 0 {
-			out.Zeros++
-		}
-		if a := math.Abs(x); a > absMax || out.ArgMax < 0 {
-			absMax, out.ArgMax = a, int32(i)
-		}
-		sum += x
-		squares += x * x
 	}
 	mean, deviations := 0.0, 0.0
-	if len(finite) > 0 {
-		mean = sum / float64(len(finite))
-		for _, x := range finite {
-			deviations += (x - mean) * (x - mean)
+	if n := out.Dim - out.NonFinite; n > 0 {
+		mean = sum / float64(n)
+		for rest := row; len(rest) > 0; {
+			block := rest[:min(len(rest), statsBlockBytes)]
+			rest = rest[len(block):]
+			if len(row) > statsBlockBytes { // else it is still there
+				scratch = widen(scratch[:0], block, dtype)
+			}
+			for _, x := range scratch {
+				if x-x == 0 {
+					deviations += (x - mean) * (x - mean)
+				}
+			}
 		}
-		deviations /= float64(len(finite))
+		deviations /= float64(n)
 	}
 	out.L2, out.Mean = float32(math.Sqrt(squares)), float32(mean)
 	out.Std, out.AbsMax = float32(math.Sqrt(deviations)), float32(absMax)

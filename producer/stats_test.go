@@ -90,3 +90,32 @@ func TestNarrowTypesWidenAsTheirDefinitionsSay(t *testing.T) {
 		t.Errorf("i32 and i64 -5 are %v and %v", a, b)
 	}
 }
+
+// A row is widened block by block; what lies behind the first block counts as much.
+func TestFiguresOfARowOfManyBlocksAreThoseOfTheWhole(t *testing.T) {
+	const n = 3*statsBlockBytes/4 + 5
+	values := make([]float32, n)
+	var sum, squares, deviations float64
+	for i := range values {
+		values[i] = float32(i%977) - 400
+		sum += float64(values[i])
+		squares += float64(values[i]) * float64(values[i])
+	}
+	values[0], values[n-1] = float32(math.NaN()), -5000
+	sum, squares = sum+400-float64(float32((n-1)%977)-400)-5000, squares-400*400
+	last := float64(float32((n-1)%977) - 400)
+	squares += 5000*5000 - last*last
+	mean := sum / (n - 1)
+	for _, x := range values[1:] {
+		deviations += (float64(x) - mean) * (float64(x) - mean)
+	}
+	var got schema.StatsRow
+	if scratch := statsOf(f32Row(values...), ring2.F32, &got, nil); cap(scratch) > statsBlockBytes/2 {
+		t.Errorf("it took memory for %d elements at once", cap(scratch))
+	}
+	want := schema.StatsRow{Dim: n, L2: float32(math.Sqrt(squares)), Mean: float32(mean),
+		Std: float32(math.Sqrt(deviations / (n - 1))), AbsMax: 5000, ArgMax: n - 1, Zeros: got.Zeros, NonFinite: 1}
+	if got != want || got.Zeros == 0 {
+		t.Errorf("%+v, want\n%+v", got, want)
+	}
+}
