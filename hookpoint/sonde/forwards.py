@@ -95,7 +95,7 @@ class Forwards:
     def close(self) -> None:
         """End everything."""
         self.sweep()
-        for kept in self._caches.values():
+        for kept in list(self._caches.values()):
             self._end(kept.rows)
         self._caches.clear()
 

@@ -137,6 +137,7 @@ class Generation:
             if low < stop:
                 again = Phase.RECOMPUTE if start == 0 else Phase.DECODE
                 position = low - self.prompts.columns + row.prompt
+                row.track.skip(position)
                 out += row.track.take(position, stop - low, first + low, Phase.DECODE, again, min(sampled, stop - low))
         return out
 
@@ -150,7 +151,7 @@ class Generation:
         self.prefilling = False
         if self.computed >= length:
             self._reject(length - 1 - self.prompts.columns)
-        self.computed, self.length, self._step = min(self.computed, length - 1), length, []
+        self.computed, self.length, self._step = length - 1, length, []  # also when the capture was disabled
         flags = done.tolist()
         for r, row in enumerate(self.rows):
             track = row.track

@@ -88,6 +88,8 @@ class HuggingFace:
 
     def _ranges(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Range]:
         self._local.running = None
+        if getattr(self._model.config, "is_encoder_decoder", False):
+            raise Unidentified("encoder and decoder compute different tokens in one forward")
         given = self._given({**dict(zip(self._parameters, args, strict=False)), **kwargs})
         if self._local.calls:
             call = self._local.calls[-1]
@@ -102,8 +104,6 @@ class HuggingFace:
                 raise
             self._local.running = call.generation
             return out
-        if getattr(self._model.config, "is_encoder_decoder", False):
-            raise Unidentified("encoder and decoder compute different tokens in one forward")
         if "cu_seq_lens_q" in given.kwargs and "cache" in given.kwargs:
             return self._continuous.forward(given)
         self._local.running = self._forwards
@@ -154,9 +154,7 @@ class HuggingFace:
                 calls.pop()
         self._tuner = _tuner(self._model)
         call = _Call(self._naming(), kwargs.get("assistant_model"), self._adapters(kwargs), self._guard)
-        if getattr(self._model.config, "is_encoder_decoder", False):
-            call.reason = "encoder and decoder compute different tokens in one forward"
-        elif kwargs.get("custom_generate") is not None:
+        if kwargs.get("custom_generate") is not None:
             call.reason = "a decoding loop of custom_generate, which may do anything with its rows"
         calls.append(call)
         result, failed = None, True
@@ -172,7 +170,8 @@ class HuggingFace:
     def _on_get_logits_processor(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         out = original(*args, **kwargs)
         call = self._local.calls[-1] if self._local.calls else None
-        if call is not None and not call.reason and call.generation is None:
+        decoder_only = not getattr(self._model.config, "is_encoder_decoder", False)
+        if call is not None and not call.reason and call.generation is None and decoder_only:
             self._guard(self._begin, call, kwargs)
         return out
 
@@ -298,8 +297,9 @@ def _raise(e: Exception) -> None:
 def _tuner(model: nn.Module) -> Any:
     """Find a layer that has adapters, as those of PEFT."""
     for module in model.modules():
-        if hasattr(type(module), "active_adapters") and hasattr(type(module), "disable_adapters"):
-            return module if isinstance(getattr(type(module), "active_adapters"), property) else None  # noqa: B009
+        kind = type(module)
+        if isinstance(getattr(kind, "active_adapters", None), property) and hasattr(kind, "disable_adapters"):
+            return module
     return None
 
 

@@ -73,6 +73,10 @@ class Track:
         """Count the tokens of which something is known."""
         return len(self.passes)
 
+    def skip(self, position: int) -> None:
+        """Note that everything before a position was computed once, while nothing was captured."""
+        self.passes.extend([1] * (position - len(self.passes)))
+
     def take(self, position: int, count: int, row: int, phase: Phase, again: Phase, sampled: int) -> list[Range]:
         """Compute `count` tokens from `position` on, in the rows from `row` on; the last `sampled` are sampled from.
 

@@ -13,6 +13,8 @@ from sonde.huggingface import HuggingFace
 from sonde.identity import Naming
 from sonde.step import Finish, Range, Unidentified, Verdict
 
+torch.set_num_threads(1)  # tiny models: further threads only wait for each other
+
 Key = tuple[int, int, int]  # (number, position, pass)
 
 
@@ -50,6 +52,7 @@ class Memory:
     rows: dict[Key, Row] = field(default_factory=dict)
     verdicts: dict[Key, Verdict] = field(default_factory=dict)
     stop: set[int] = field(default_factory=set)
+    twice: list[Key] = field(default_factory=list)
     last_step: int = -1
 
     def open_request(self, external_id: str, *, sample: int = 0, labels: Mapping[str, str] | None = None,
@@ -114,6 +117,8 @@ class Driver:
         self.skipped: list[str] = []
         self.identity = HuggingFace(model, self.memory, lambda: self.naming, self.errors.append)
         self._asked = wrap(self.identity)
+        self.planted = self._asked is not self.identity  # a fault, which the judge must find
+        self.enabled = True
         self._ranges: list[Range] | None = None
         self._seen: dict[str, torch.Tensor] = {}
         self.batches: list[tuple[torch.Tensor | None, dict[str, torch.Tensor]]] = []  # what plain hooks saw
@@ -130,9 +135,12 @@ class Driver:
             handle.remove()
         self.identity.detach()
         assert not self.errors, self.errors
+        assert self.planted or not self.memory.twice, f"captured twice: {self.memory.twice[:8]}"
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._seen, self._ranges = {}, None
+        if not self.enabled:
+            return
         try:
             self._ranges = self._asked.ranges(module, args, kwargs)
         except Unidentified as e:
@@ -155,12 +163,13 @@ class Driver:
                 assert r.count > 0
                 for i in range(r.count):
                     key = (r.number, r.position + i, r.pass_)
-                    assert key not in self.memory.rows, f"{key} was captured twice"
+                    if key in self.memory.rows:
+                        self.memory.twice.append(key)
                     at = r.first_row + i
                     vectors = {k: v[at].clone() for k, v in flat.items()}
                     token = -1 if tokens is None else tokens[at]
                     self.memory.rows[key] = Row(self.memory.last_step, vectors, token, r)
-        self._asked.finished(module, output)
+            self._asked.finished(module, output)
 
 
 def alone(model: nn.Module, tokens: Sequence[int], taps: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -188,16 +197,14 @@ def wrong_rows(rows: Mapping[int, Row], tokens: Sequence[int], want: Mapping[str
 
     tolerance: of the difference's norm, relative to the norm of the recomputed row.
     """
-    out = []
-    for position, row in rows.items():
-        if position >= len(tokens):
-            out.append(f"position {position} is behind the {len(tokens)} tokens")
-            continue
-        if row.token != tokens[position]:
-            out.append(f"position {position} has token {row.token} instead of {tokens[position]}")
-        for name, vector in row.vectors.items():
-            reference = want[name][position].double()
-            error = float((vector.double() - reference).norm() / reference.norm())
-            if not error <= tolerance:
-                out.append(f"position {position} of {name} differs by {error:.2g}")
+    out = [f"position {p} is behind the {len(tokens)} tokens" for p in rows if p >= len(tokens)]
+    inside = [p for p in rows if p < len(tokens)]
+    other = [p for p in inside if rows[p].token != tokens[p]]
+    out += [f"position {p} has token {rows[p].token} instead of {tokens[p]}" for p in other]
+    for name in want if inside else ():
+        reference = want[name][inside].double()
+        errors = (torch.stack([rows[p].vectors[name] for p in inside]).double() - reference).norm(dim=-1)
+        errors /= reference.norm(dim=-1)
+        out += [f"position {p} of {name} differs by {e:.2g}" for p, e in zip(inside, errors.tolist(), strict=True)
+                if not e <= tolerance]  # fmt: skip
     return out
