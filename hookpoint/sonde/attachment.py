@@ -221,20 +221,25 @@ class Capture:
 
     def end(self, module: Any, output: Any) -> None:
         """End a forward of the root: store what was tapped."""
+        sink, sunk = self._trunk.sink, self._trunk.sunk
+        if sink:  # its taps were compiled, and the root itself was not
+            taken = list(zip(sunk, sink, strict=True))
+            sink.clear()
+            sunk.clear()
+            self._end(module, output, taken)
+        else:
+            self._end(module, output, ())
+
+    def _end(self, module: Any, output: Any, taken: Sequence[tuple[int, torch.Tensor]]) -> None:
         current = self._trunk.current
         forward, current.forward = current.forward, None
-        if self._trunk.sink:  # its taps were compiled, and the root itself was not
-            taken, taps = list(self._trunk.sink), list(self._trunk.sunk)
-            self._trunk.sink.clear()
-            self._trunk.sunk.clear()
-            if forward is not None:
-                forward.taken += [(i, x, None) for i, x in zip(taps, taken, strict=True)]
         if forward is None or self._detached:
             return
         if sys.exc_info()[1] is not forward.before:
             with self._lock:
                 self._counts.raised += 1
             return
+        forward.taken += ((i, x, None) for i, x in taken)
         self.recorder.forget_step()
         self._guarded("store", self._store, forward)
         self._guarded("identity", self.identity.finished, module, output)
@@ -243,12 +248,9 @@ class Capture:
         """Begin a forward from a compiled graph."""
         self.begin(self._model(), (), kwargs)
 
-    def end_compiled(self, taken: list[tuple[int, torch.Tensor, None]]) -> None:
-        """End a forward from a compiled graph."""
-        forward = self._trunk.current.forward
-        if forward is not None:
-            forward.taken += taken
-            self.end(self._model(), None)
+    def end_compiled(self, taken: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """End a forward from a compiled graph, which clears the sink itself."""
+        self._end(self._model(), None, taken)
 
     def _store(self, forward: Forward) -> None:
         with self.recorder.lock:
@@ -285,7 +287,8 @@ class Capture:
 
     def _identify(self, model: nn.Module, identity: Any) -> Identity:
         if identity is not None:
-            return identity if hasattr(identity, "ranges") else identity(self.recorder)
+            made = hasattr(identity, "ranges") and not isinstance(identity, type)
+            return identity if made else identity(self.recorder)
         if supports(model):
             return HuggingFace(model, self.recorder, lambda: self.naming, self._report)
         return Calls(self.recorder, lambda: self.naming, lambda a, k: grid_of(self._parameters, a, k))

@@ -25,7 +25,7 @@ class Target(Protocol):
     def begin_compiled(self, kwargs: dict[str, Any]) -> None:
         """Begin a forward of the root, which was given these arguments."""
 
-    def end_compiled(self, taken: list[tuple[int, torch.Tensor, None]]) -> None:
+    def end_compiled(self, taken: list[tuple[int, torch.Tensor]]) -> None:
         """End it with these taps."""
 
 
@@ -72,7 +72,7 @@ def _begin(given: list[torch.Tensor], names: str, past: int, token: torch.Tensor
 def _gather(taken: list[torch.Tensor], taps: list[int], token: torch.Tensor, handle: int) -> None:
     target = _targets.get(handle)
     if target is not None:
-        target.end_compiled([(i, x, None) for i, x in zip(taps, taken, strict=True)])
+        target.end_compiled(list(zip(taps, taken, strict=True)))
 
 
 def _nothing(*_: Any) -> None:

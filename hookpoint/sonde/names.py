@@ -67,9 +67,7 @@ class Catalogue:
         if not patterns:
             raise CaptureError("choose hooks: the list is empty; sonde.hooks(model) lists what there is")
         chosen: dict[Tap, None] = {}
-        for pattern in patterns:
-            if not isinstance(pattern, str):
-                raise CaptureError(f"choose hooks by {pattern!r}: a name is a text, as sonde.hooks(model) lists them")
+        for pattern in self._spelled_out(patterns):
             if self._canonical(pattern) == TOKEN_IDS:
                 continue
             found = list(self._match(pattern))
@@ -81,11 +79,21 @@ class Catalogue:
         order = {path: i for i, path in enumerate(self.modules)}
         return sorted(chosen, key=lambda t: (t.layer, order[t.path], t.site, t.hook))
 
+    def _spelled_out(self, patterns: Sequence[str]) -> Iterator[str]:
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise CaptureError(f"choose hooks by {pattern!r}: a name is a text, as sonde.hooks(model) lists them")
+            if pattern in ("hidden_states", "hidden_states.*") and self.layers:
+                yield from (f"hidden_states.{i}" for i in range(len(self.layers) + 1))
+            else:
+                yield pattern
+
     def _match(self, pattern: str) -> Iterator[Tap]:
         name = self._canonical(pattern)
-        for tap in self.taps.values():
-            if fnmatchcase(tap.hook, name) or fnmatchcase(tap.name, name):
-                yield tap
+        standard = [t for t in self.taps.values() if fnmatchcase(t.hook, name) or fnmatchcase(t.name, name)]
+        yield from standard
+        if standard and ":" not in pattern:
+            return
         path, _, where = pattern.partition(":")
         site, _, part = where.partition(".")
         if site not in ("", "input", "output"):
@@ -108,10 +116,8 @@ class Catalogue:
             return f"{TRANSFORMER_LENS[block[2]]}.{block[1]}"
         if pattern == "last_hidden_state":
             return self._hidden_state(len(self.layers))
-        state = re.fullmatch(r"hidden_states(?:\.(\d+|\*))?", pattern)
-        if state and state[1] not in (None, "*"):
-            return self._hidden_state(int(state[1]))
-        return pattern
+        state = re.fullmatch(r"hidden_states\.(\d+)", pattern)
+        return self._hidden_state(int(state[1])) if state else pattern
 
     def _hidden_state(self, i: int) -> str:
         """Name the i-th hidden state of Hugging Face, whose last one is taken after the final norm."""

@@ -48,6 +48,7 @@ class _Open:
     sample: int
     length: int = 0  #: tokens that were computed
     stopping: bool = False
+    stoppable: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class Recorder:
             on_log=self._callbacks[1],
         )
         libsonde.check(self._lib.sonde_writer_open(c.byref(options), c.byref(self._handle)))
+        #: Identifies this ring, as the dataset writes it: 16 hexadecimal digits.
+        self.epoch = f"{self._lib.sonde_writer_epoch(self._handle):016x}"
         try:
             self._announce(settings.meta)
         except CaptureError:
@@ -173,9 +176,15 @@ class Recorder:
             return list(self._open)
 
     def stopping(self, number: int) -> bool:
-        """Say whether a detector asked to stop an open sequence. Set `stoppable` when you act on it."""
+        """Say whether a detector asked to stop an open sequence. Who acts on it says so by `will_stop`."""
         found = self._open.get(number)
         return found is not None and found.stopping
+
+    def will_stop(self, number: int) -> None:
+        """Promise that an open sequence ends soon after `stopping` says so; aborts of others are answered `unknown`."""
+        found = self._open.get(number)
+        if found is not None:
+            found.stoppable = True
 
     @property
     def last_step(self) -> int:
@@ -255,11 +264,6 @@ class Recorder:
         libsonde.check(self._lib.sonde_writer_stats(self._usable(), c.byref(out)))
         return out
 
-    @property
-    def epoch(self) -> str:
-        """Identifies this ring, as the dataset writes it: 16 hexadecimal digits."""
-        return f"{self._lib.sonde_writer_epoch(self._usable()):016x}"
-
     def close(self, timeout: float) -> str:
         """End what is open, wait at most timeout seconds until the agent has everything, and free the ring.
 
@@ -296,7 +300,7 @@ class Recorder:
             found = self._open.get(asked.number)
             if found is None:
                 return libsonde.ABORT_FINISHED if asked.number < self._next else libsonde.ABORT_UNKNOWN
-            if not self.stoppable:
+            if not (self.stoppable or found.stoppable):
                 return libsonde.ABORT_UNKNOWN
             found.stopping = True
             final_length[0] = found.length + 1  # type: ignore[index] # the next token was sampled by now

