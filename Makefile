@@ -11,7 +11,7 @@ GOFILES := $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)
 SEED ?= $(shell date +%s)
 
 .PHONY: help build demo check fmt vet staticcheck tidy generate-check docs-reference test race
-.PHONY: libsonde test-c test-cuda test-python test-spin fuzz fidelity torture bench-ring bench-stall clean
+.PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity torture bench-ring bench-stall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -42,8 +42,8 @@ tidy: ## house rules: imports, lengths, names, documented metrics and configurat
 	go test -count=1 ./internal/tidy
 
 generate-check: ## fail when a generated file differs from what its source generates
-	go generate ./ring2
-	@git diff --exit-code -- ring2 || { echo "generated files differ: commit what 'go generate ./ring2' wrote"; exit 1; }
+	go generate ./ring2 ./catalogue
+	@git diff --exit-code -- ring2 METRICS.md || { echo "generated files differ: commit what go generate wrote"; exit 1; }
 	go test -count=1 -run '^TestReferencePages' ./cmd/sonde
 
 docs-reference: ## write the pages of docs/reference that are made from the code
@@ -101,15 +101,29 @@ test-spin: ## check the model of the ring protocol, and that its planted bug is 
 	  $(MAKE) --no-print-directory -C cuda test-spin; \
 	fi
 
-fuzz: ## run every fuzz target for FUZZTIME (20s each)
-	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
-	  for target in $$(grep -hoE '^func Fuzz[A-Za-z]*' $$pkg/*_test.go | sed 's/func //'); do \
-	    echo "$$pkg $$target"; \
-	    go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg > build/fuzz.txt 2>&1 || \
-	      { cat build/fuzz.txt; exit 1; }; \
+# Each target is a process of its own with bounded memory. One that fails is shown
+# with the input that broke it, and the others still run.
+fuzz: ## run every fuzz target for FUZZTIME (20s each); counts them, and shows what broke one
+	@mkdir -p build; targets=0; broken=""; ulimit -v 8388608; export GOMEMLIMIT=1GiB; \
+	for pkg in $$(grep -l '^func Fuzz' $(filter %_test.go,$(GOFILES)) | xargs -n1 dirname | sort -u); do \
+	  for target in $$(cat $$pkg/*_test.go | grep -oE '^func Fuzz[A-Za-z0-9]+' | sed 's/func //'); do \
+	    targets=$$((targets+1)); printf '%-24s %-22s ' "$$pkg" "$$target"; \
+	    if go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x ./$$pkg >build/fuzz.txt 2>&1; \
+	    then sed -n 's/^fuzz: elapsed: //p' build/fuzz.txt | tail -1; \
+	    else broken="$$broken $$target"; echo BROKEN; cat build/fuzz.txt; \
+	      for input in $$(sed -n 's/.*Failing input written to //p' build/fuzz.txt); do \
+	        echo "$$pkg/$$input:"; cat "$$pkg/$$input"; done; \
+	    fi; \
 	  done; \
-	done
+	done; \
+	echo "$$targets fuzz targets ran for $(FUZZTIME) each;$${broken:- none} broke"; [ -z "$$broken" ]
 FUZZTIME ?= 20s
+
+soak: build ## capture 1,000,000 tokens and watch that memory, goroutines, files and disk stay flat (SEED=n repeats)
+	go run ./trials/soak -tokens 1000000 -seed $(SEED)
+
+long: ## what takes hours: fuzz, soak, torture, fidelity, benchmarks; runs all parts and says which passed
+	.ci/long
 
 fidelity: build ## verify the identity of at least 1,000,000 rows of the arithmetic engine
 	go run ./trials/fidelity

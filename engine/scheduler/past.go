@@ -4,7 +4,7 @@ import "sonde/ring2"
 
 // maxPast bounds the ended requests, and the ended sequences, that an abort is
 // still told about; of older ones the answer is that they are unknown.
-const maxPast = 1 << 16
+const maxPast = 1 << 13
 
 // past remembers what has ended.
 type past struct {

@@ -8,13 +8,12 @@ import (
 )
 
 // writeDetector makes a bundle for the arithmetic model. Its verdicts mean
-// nothing; it scores each generated token, and warns about most requests.
+// nothing: it scores each generated token by the first element of its row, and warns
+// about the few requests with two large ones close together.
 func writeDetector(dir string) (string, error) {
 	const hook, layer = "resid_post", 1
 	weight := make([]float32, arithmetic.DModel)
-	for i := range weight {
-		weight[i] = 1
-	}
+	weight[0] = 1
 	one := make([]byte, 2*arithmetic.DModel)
 	one[0], one[1] = 0x80, 0x3f // 1 as bf16
 	b, err := detector.Write(filepath.Join(dir, "detector"), detector.Draft{
@@ -22,7 +21,7 @@ func writeDetector(dir string) (string, error) {
 			Binding: detector.Binding{ModelWeights: detector.Any, Quantisation: detector.Any, Adapter: detector.Any, Hook: hook,
 				Layer: layer, DType: "bf16", Width: arithmetic.DModel, Phase: detector.PhaseDecode},
 			Feature: detector.Feature{Kind: "linear"}, Aggregation: detector.Aggregation{Kind: "ema", HalfLife: 4},
-			Levels: []detector.Level{{Name: detector.LevelWarn, Threshold: 1, FalseAlarmRate: 0.5}},
+			Levels: []detector.Level{{Name: detector.LevelWarn, Threshold: 50, FalseAlarmRate: 0.2}},
 			Limits: detector.Limits{MaxStopRate: 1}},
 		Probe: detector.Probe{DType: "bf16", Weight: weight}, Rows: [][]byte{one, make([]byte, len(one))}})
 	if err != nil {

@@ -17,12 +17,13 @@ type gauge struct {
 
 // Of each process, and then of what they keep on disk. A leak of one for each
 // batch, commit or request shows as hundreds over a run; what stands here is
-// noise: the collector's pace, a segment that is about to be removed.
+// noise: a segment that is about to be removed, and for memory what the garbage
+// collector lets pile up, which follows what a commit holds at the moment.
 var gauges = []gauge{
-	{"run: resident memory", "MiB", 0.10, 16},
+	{"run: resident memory", "MiB", 0.25, 16},
 	{"run: goroutines", "", 0.10, 8},
 	{"run: open files", "", 0.10, 8},
-	{"engine: resident memory", "MiB", 0.10, 16},
+	{"engine: resident memory", "MiB", 0.25, 16},
 	{"engine: goroutines", "", 0.10, 8},
 	{"engine: open files", "", 0.10, 8},
 	{"bus store", "MiB", 0.10, 8},

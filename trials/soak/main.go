@@ -33,7 +33,7 @@ func main() {
 	var o options
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the requests and of what is sampled")
 	flag.IntVar(&o.tokens, "tokens", 1_000_000, "how many tokens to capture")
-	flag.DurationVar(&o.every, "every", 5*time.Second, "time between two samples")
+	flag.DurationVar(&o.every, "every", 3*time.Second, "time between two samples")
 	flag.StringVar(&o.dir, "dir", "data/soak", "folder of the trial; it is emptied first")
 	flag.StringVar(&o.binary, "binary", "build/sonde", "the sonde binary")
 	flag.Parse()
@@ -63,7 +63,7 @@ func run(ctx context.Context, o options) error {
 	// engine at a pace that the rest of the pipeline holds on two cores.
 	pipe, err := fleet.NewPipeline(fleet.Options{Binary: o.binary, Dir: dir, CommitMS: 1000, Whole: true, Detector: bundle,
 		EngineArgs: []string{"--hooks", "token_ids,resid_post", "--kv-blocks", "160", "--max-batch", "32", "--ring-bytes",
-			"4MiB", "--ring-mode", "complete", "--step-delay", "10ms", "--seed", fmt.Sprint(o.seed)}})
+			"4MiB", "--ring-mode", "complete", "--step-delay", "20ms", "--seed", fmt.Sprint(o.seed)}})
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	load := &fleet.Load{Rand: rand.New(rand.NewPCG(o.seed, 3)), Clients: 24, Prefixes: 4, PrefixMax: 96, SuffixMax: 24,
-		MaxTokens: 96, SampleMax: 2, AbortOneIn: 16, Vocab: 512}
+		MaxTokens: 64, SampleMax: 2, AbortOneIn: 16, Vocab: 512}
 	loadCtx, stopLoad := context.WithCancel(ctx)
 	defer stopLoad()
 	loadDone := make(chan struct{})
