@@ -103,6 +103,7 @@ func commands() []*cobra.Command {
 		replayCommand(),
 		tapCommand(),
 		topCommand(),
+		hooksCommand(),
 		doctorCommand(),
 		validateCommand(),
 		configCommand(),

@@ -21,10 +21,11 @@ inline std::string socket_path() {
     return "/tmp/sonde-test-" + std::to_string(getpid()) + "-" + std::to_string(n++);
 }
 
+// Without a socket it dials nobody.
 inline sonde_writer_options options_for(const std::string &socket) {
     sonde_writer_options o{};
     o.struct_bytes = sizeof o;
-    o.socket = socket.c_str();
+    if (!socket.empty()) o.socket = socket.c_str(); // which must outlive the options
     o.engine_instance = "test";
     o.desc_count = 64;
     o.data_bytes = 256U << 10;
