@@ -149,15 +149,18 @@ func (k *Kafka) call(ctx context.Context, ask func(context.Context) error) error
 	defer context.AfterFunc(k.ctx, cancel)()
 	var permanent errPermanent
 	told := false
+	var err error
 	for wait := firstRedial; ; wait = min(2*wait, lastRedial) {
 		switch {
 		case k.ctx.Err() != nil:
 			return ErrClosed
+		case ctx.Err() != nil && err != nil:
+			return fmt.Errorf("%w; what was last said: %v", ctx.Err(), err)
 		case ctx.Err() != nil:
 			return ctx.Err()
 		}
 		once, cancel := context.WithTimeout(ctx, callTimeout)
-		err := ask(once)
+		err = ask(once)
 		cancel()
 		if err == nil {
 			return nil

@@ -28,6 +28,9 @@ func ask[T any](ctx context.Context, k *Kafka, q protocol.Message) (T, error) {
 	if why := refusal(err); why != "" {
 		err = errPermanent{fmt.Errorf("%s: %w", why, err)}
 	}
+	if errors.Is(err, io.EOF) && k.o.Security.TLS && k.answered.Load() == 0 {
+		err = fmt.Errorf("%w: the broker ends the connection; perhaps it does not speak TLS there", err)
+	}
 	return none, err
 }
 

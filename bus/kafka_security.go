@@ -5,7 +5,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
+	"strings"
 
 	kafka "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/sasl"
@@ -76,7 +79,7 @@ func refusal(err error) string {
 		host      x509.HostnameError
 		invalid   x509.CertificateInvalidError
 		record    tls.RecordHeaderError
-		alert     tls.AlertError
+		remote    *net.OpError // what the other side says in TLS; its own type is not public
 	)
 	switch {
 	case errors.Is(err, kafka.SASLAuthenticationFailed):
@@ -91,8 +94,10 @@ func refusal(err error) string {
 		return "the broker's certificate is not valid for it"
 	case errors.As(err, &record):
 		return "the broker does not speak TLS there"
-	case errors.As(err, &alert):
+	case errors.As(err, &remote) && remote.Op == "remote error":
 		return "the broker refuses the client's certificate, or asks for one"
+	case errors.Is(err, io.ErrUnexpectedEOF) && strings.Contains(err.Error(), "expecting TLS"):
+		return "the broker expects TLS there"
 	}
 	return ""
 }

@@ -29,8 +29,12 @@ func realKafka(t *testing.T) *kafkatest.Broker {
 		notrun.Mark(t, why)
 	}
 	kafkaOnce.Do(func() {
-		if kafkaDir, kafkaErr = os.MkdirTemp("", "sonde-kafka-"); kafkaErr == nil {
-			kafkaServer, kafkaErr = kafkatest.Start(kafkatest.Options{Dir: kafkaDir})
+		if kafkaDir, kafkaErr = os.MkdirTemp("", "sonde-kafka-"); kafkaErr != nil {
+			return
+		}
+		var o kafkatest.Options
+		if o, kafkaErr = secured(kafkaDir); kafkaErr == nil {
+			kafkaServer, kafkaErr = kafkatest.Start(o)
 		}
 	})
 	if kafkaErr != nil {
