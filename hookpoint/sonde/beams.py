@@ -43,6 +43,7 @@ class Tree:
         """Start with the prompt alone."""
         self.book, self.root, self._next = book, Node(None, -1, track.prompt - 1, track), first_sample + 1
         self.root.kept = True
+        book.recorder.will_stop(track.number)
         self.live: set[Node] = {self.root}
         self.tracks: dict[Track, int] = {track: 1}  # open ones, with how many of their rows may still be returned
         self.stopped = False  # by a detector
@@ -58,6 +59,7 @@ class Tree:
                 old.name, self._next, old.prompt, at, parent_sample=str(old.sample), parent_position=str(at)
             )
             self._next += 1
+            self.book.recorder.will_stop(track.number)
         self.tracks[track] = self.tracks.get(track, 0) + 1
         node = parent.children[token] = Node(parent, token, parent.position + 1, track)
         return node

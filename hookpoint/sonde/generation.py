@@ -212,7 +212,9 @@ class Generation:
     def _track(self, name: dict[str, Any], row: int, prompt: int, cached: int) -> Track | None:
         """Open what a row computes."""
         limit = max((self.prompts.config.max_length or 0) - self.prompts.tokens, 0)
-        return self.book.open(name, row % self.prompts.copies, prompt, cached, limit)
+        track = self.book.open(name, row % self.prompts.copies, prompt, cached, limit)
+        self.book.recorder.will_stop(track.number)
+        return track
 
     def _end(self, row: Row, finish: Finish) -> None:
         if row.track is not None:

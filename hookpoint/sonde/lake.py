@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sonde import commitlog
+from sonde import assembly, commitlog
 from sonde.dtypes import widen
 from sonde.errors import AmbiguousRequest, IncompleteTensor, LakeError, Missing, NotInLake
 from sonde.ledger import COLUMNS, Ledger
@@ -21,6 +21,8 @@ TABLES = ("vectors", "tokens", "vector_stats", "requests", "ledger", "detections
 
 _MERGED = ("engine_id", "adapter", "trace_parent", "reason", "prompt_tokens", "max_tokens", "generated_tokens",
            "cached_tokens", "passes", "opt_in", "labels")  # fmt: skip
+
+_SHARD = ("shard", "shard_count")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Tensor:
     sample: int
     hook: str
     layer: int  #: -1: none
-    epoch: str
+    epoch: str  #: of shard 0, or of the first hypothesis, where it was put together of several
     number: int
     dtype: str  #: as it was captured
     #: float32 (int32 or int64 for dtypes i32 and i64), shape (tokens, *shape of a row). Of ragged rows an object array
@@ -128,20 +130,62 @@ class Lake:
         layer: int = -1,
         *,
         sample: int = 0,
-        shard: int = 0,
+        shard: int | None = None,
         epoch: str | None = None,
         number: int | None = None,
         allow_partial: bool = False,
     ) -> Tensor:
         """Read the accepted rows of one hook: of each position the last pass that the engine did not take back.
 
+        The shards of ranks are put together, one behind the other along the first dimension of a row; shard reads one
+        of them. A sequence that beam search returned is put together of the hypotheses that it consists of.
+
         Raises IncompleteTensor when positions lack a row (with allow_partial they are listed in `missing` instead;
         zeros are never filled in), NotInLake, AmbiguousRequest when the id was used more than once and epoch and number
         do not choose, and LakeError when a file is damaged.
         """
-        rows = self._rows(request, hook, layer, sample=sample, shard=shard, epoch=epoch, number=number)
-        found, cached = self._sequence(rows, request, sample, epoch, number)
         what = f"tensor {hook} layer {layer} of request {request!r} sample {sample}"
+        rows = self._rows(request, hook, layer, sample=sample, shard=shard, epoch=epoch, number=number)
+        choice = {"request": request, "hook": hook, "layer": layer, "sample": sample, "epoch": epoch, "number": number}
+        parts = [] if rows else self._lineage(choice)
+        if parts:
+            out = assembly.join_lineage(what, [
+                (part, self.tensor(request, hook, layer, sample=part.sample, shard=shard, epoch=part.epoch,
+                                   allow_partial=True)) for part in parts
+            ])  # fmt: skip
+            out = replace(out, sample=sample)
+        elif shard is None and any(r["shard_count"] > 1 for r in rows):
+            out = assembly.join_shards(what, {
+                s: self._one(what, [r for r in rows if r["shard"] == s], shard=s, **choice)
+                for s in sorted({r["shard"] for r in rows})
+            }, {r["shard_count"] for r in rows})  # fmt: skip
+        else:
+            out = self._one(what, rows, shard=shard or 0, **choice)
+        if out.missing and not allow_partial:
+            raise IncompleteTensor(what, list(out.missing))
+        return out
+
+    def _lineage(self, choice: dict[str, Any]) -> list[assembly.Part]:
+        """Find of which samples a sequence consists that has no rows of its own."""
+        equal = {name: choice[name] for name in ("request", "sample", "epoch", "number")}
+        events = self.table("requests", columns=["epoch", "number", "rank", "labels"], **equal)
+        return assembly.lineage(choice["request"], choice["sample"], events.to_pylist())
+
+    def _one(
+        self,
+        what: str,
+        rows: list[dict[str, Any]],
+        *,
+        request: str,
+        hook: str,
+        layer: int,
+        sample: int,
+        shard: int,
+        epoch: str | None,
+        number: int | None,
+    ) -> Tensor:
+        """Put the rows of one sequence of one rank together, with what is missing."""
+        found, cached = self._sequence(rows, request, sample, epoch, number)
         if found is None:
             raise NotInLake(
                 f"{what}: not in the lake, nor any event of the request; sonde lake show lists what there is"
@@ -156,8 +200,6 @@ class Lake:
         missing = ledger.missing(set(last), cached)
         if not last and not missing:
             raise NotInLake(f"{what}: not in the lake; sonde lake show {request} lists what there is")
-        if missing and not allow_partial:
-            raise IncompleteTensor(what, missing)
         chosen = [last[p] for p in sorted(last)]
         if len({(r["dtype"], r["shape"], r["ragged"]) for r in chosen}) > 1:
             raise LakeError(f"{what}: its rows differ in dtype or shape")
@@ -180,13 +222,13 @@ class Lake:
         keys = ["engine", "rank", "epoch", "number", "position", "pass"]
         equal = {"request": request, "hook": hook, "layer": layer, **equal}
         rows: list[dict[str, Any]] = []
-        table = self.table("vectors", [*keys, "dtype", "shape", "ragged", "vec", "raw"], **equal)
+        table = self.table("vectors", [*keys, *_SHARD, "dtype", "shape", "ragged", "vec", "raw"], **equal)
         if table.num_rows:
             rows = table.drop_columns(["vec", "raw"]).to_pylist()
             for r, values in zip(rows, _elements(table), strict=True):
                 r["values"] = values
         if hook == "token_ids":
-            tokens = self.table("tokens", [*keys, "token_id"], **equal).to_pylist()
+            tokens = self.table("tokens", [*keys, *_SHARD, "token_id"], **equal).to_pylist()
             plain = {"dtype": "i32", "shape": "", "ragged": False}
             rows += [{**t, **plain, "values": np.array([t["token_id"]], np.int32)} for t in tokens]
         return rows

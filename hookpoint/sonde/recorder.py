@@ -19,6 +19,16 @@ MODES = {"best_effort": 0, "complete": 1}
 _RANGE = struct.Struct("<QIIIBBHQ")
 
 
+_forks = [0]  # between the first process and this one
+
+
+def _count_fork() -> None:
+    _forks[0] += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One hook's part of a layout."""
@@ -46,7 +56,8 @@ class Abort:
 class _Open:
     request: str
     sample: int
-    length: int = 0  #: tokens that were computed
+    prompt: int
+    length: int  #: tokens that were computed, or at least are known
     stopping: bool = False
     stoppable: bool = False
 
@@ -77,7 +88,7 @@ class Recorder:
         self._handle = c.c_void_p()
         self._open: dict[int, _Open] = {}
         self._next, self._local, self._counter = 1, threading.local(), c.c_uint64()
-        self._settings, self._closed, self._pid = settings, False, os.getpid()
+        self._settings, self._closed, self._forks = settings, False, _forks[0]
         self.stoppable = settings.on_abort is not None  #: someone ends a sequence for which `stopping` is true
         self._callbacks = (libsonde.ABORT_FN(self._on_abort), libsonde.LOG_FN(self._on_log))
         options = libsonde.WriterOptions(
@@ -138,7 +149,7 @@ class Recorder:
             )
             libsonde.check(self._lib.sonde_open_request(self._usable(), c.byref(request)))
             self._next += 1
-            self._open[number] = _Open(external_id, sample)
+            self._open[number] = _Open(external_id, sample, prompt_tokens, prompt_tokens)
         return number
 
     def end_request(
@@ -210,17 +221,18 @@ class Recorder:
             libsonde.check(self._lib.sonde_define_layout(self._usable(), array, len(entries), c.byref(number)))
         return number.value
 
-    def begin_step(self, ranges: Sequence[tuple[Range, int]], layouts: Sequence[int]) -> None:
-        """Claim room for the rows of ranges, each with the bits of the layouts that have them. Raises CaptureError."""
+    def begin_step(self, ranges: Sequence[Range], masks: Sequence[int], layouts: bytes) -> None:
+        """Claim room for the rows of ranges. Raises CaptureError.
+
+        masks: of each range, the bits of the layouts that have its rows. layouts: their numbers, as u32.
+        """
         pack, packed = _RANGE.pack, []
-        for r, mask in ranges:
+        for r, mask in zip(ranges, masks, strict=True):
             packed.append(pack(r.number, r.position, r.count, r.pass_, r.phase, r.sampled, 0, mask))
-            known = self._open.get(r.number)
-            if known is not None and known.length < r.position + r.count:
-                known.length = r.position + r.count
-        text = struct.pack(f"<{len(layouts)}I", *layouts)
+        if self.stoppable:
+            self._note_lengths(ranges)
         status = self._lib.sonde_begin_step(
-            self._usable(), b"".join(packed), len(packed), text, len(layouts), None, 0, self._counter
+            self._usable(), b"".join(packed), len(packed), layouts, len(layouts) // 4, None, 0, self._counter
         )
         if status:
             libsonde.check(status)
@@ -242,6 +254,12 @@ class Recorder:
             libsonde.check(status)
         self._local.step = self._counter.value
 
+    def _note_lengths(self, ranges: Sequence[Range]) -> None:
+        for r in ranges:
+            known = self._open.get(r.number)
+            if known is not None and known.length < r.position + r.count:
+                known.length = r.position + r.count
+
     # ---- the rest ----
 
     @property
@@ -252,7 +270,7 @@ class Recorder:
     @property
     def forked(self) -> bool:
         """True in a child of the process that made the ring: nothing can be recorded there."""
-        return os.getpid() != self._pid
+        return _forks[0] != self._forks
 
     def wait_attached(self, timeout: float) -> None:
         """Wait until an agent has the ring. timeout is in seconds. Raises CaptureError."""
@@ -274,7 +292,7 @@ class Recorder:
                 return ""
             self._closed = True
             for number, o in [] if self.forked else list(self._open.items()):
-                end = libsonde.RequestEnd(number=number, prompt_tokens=o.length, passes=1, finish=Finish.DISCONNECT)
+                end = libsonde.RequestEnd(number=number, prompt_tokens=o.prompt, passes=1, finish=Finish.DISCONNECT)
                 self._lib.sonde_end_request(self._handle, c.byref(end))
             self._open.clear()
         status = self._lib.sonde_writer_close(self._handle, int(timeout * 1e9))

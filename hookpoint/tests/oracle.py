@@ -75,6 +75,9 @@ class Memory:
     def stopping(self, number: int) -> bool:
         return number in self.stop
 
+    def will_stop(self, number: int) -> None:
+        assert self.requests[number].ended is None
+
     def numbers(self, external_id: str, sample: int | None = None) -> list[int]:
         return [n for n, r in self.requests.items()
                 if r.external_id == external_id and sample in (None, r.sample)]  # fmt: skip
