@@ -108,6 +108,7 @@ func (s *fakeSession) Config() ring2.Config     { return s.config }
 func (s *fakeSession) Snapshot() []ring2.Record { return s.snapshot }
 func (s *fakeSession) Quarantined() error       { return nil }
 func (s *fakeSession) Lost() []uint64           { s.mu.Lock(); defer s.mu.Unlock(); return slices.Clone(s.lost) }
+func (s *fakeSession) WallNS(ns uint64) int64   { return s.Config().WallNS(ns) }
 func (s *fakeSession) ClaimSeq() uint64         { s.mu.Lock(); defer s.mu.Unlock(); return s.claim }
 func (s *fakeSession) ReleaseSeq() uint64       { s.mu.Lock(); defer s.mu.Unlock(); return s.release }
 func (s *fakeSession) Close() error             { s.set(func() { s.closed = true }); return nil }

@@ -176,6 +176,7 @@ type Session interface {
 	ReleaseSeq() uint64
 	ClaimSeq() uint64
 	Producer() ring2.ProducerCounters
+	WallNS(captureNS uint64) int64
 	Abort(ctx context.Context, a ring2.Abort) (ring2.AbortOutcome, uint32, error)
 	Lost() []uint64
 	Quarantined() error

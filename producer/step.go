@@ -161,7 +161,7 @@ func (st *openStep) take(rec *ring2.Record) error {
 	}
 	st.g.bytes += int64(len(rec.Payload))
 	st.r.heldBytes += int64(len(rec.Payload))
-	c.state, c.wallNS = captureAborted, int64(rec.CaptureNS+st.r.cfg.WallMinusMonoNS)
+	c.state, c.wallNS = captureAborted, st.r.s.WallNS(rec.CaptureNS)
 	if !rec.Aborted() {
 		n := len(st.entries)
 		var err error

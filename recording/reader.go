@@ -261,6 +261,9 @@ func (r *Reader) ReleaseSeq() uint64 {
 	return r.release
 }
 
+// WallNS is the wall clock of a capture, in ns since 1970.
+func (r *Reader) WallNS(captureNS uint64) int64 { return r.Config().WallNS(captureNS) }
+
 // ClaimSeq is the sequence number that the writer would claim next: at first that
 // of the attachment, at the end that of the writer's end.
 func (r *Reader) ClaimSeq() uint64 {

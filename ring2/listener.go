@@ -252,9 +252,9 @@ func (l *Listener) dismiss(c *net.UnixConn) {
 // warn logs at most once a second, so that a flood of bad peers does not fill the
 // log. The counters tell the rest.
 func (l *Listener) warn(what string, err error) {
-	now := time.Now().UnixNano()
+	now := int64(monotonicNS()) // a wall clock that steps back would silence it for long
 	last := l.lastWarning.Load()
-	if now-last < int64(time.Second) || !l.lastWarning.CompareAndSwap(last, now) {
+	if last > 0 && now-last < int64(time.Second) || !l.lastWarning.CompareAndSwap(last, now) {
 		return
 	}
 	l.log.Warn(what, "socket", filepath.Base(l.path), "error", err)

@@ -61,7 +61,7 @@ type Stats struct {
 func (r *Ring) describe(g *ring2.Glance, f *Filter, release uint64) (out Record, wanted bool) {
 	c := r.Config()
 	out = Record{Type: "record", Epoch: fmt.Sprintf("%016x", c.Epoch), Rank: c.Rank, Seq: g.Seq, Kind: g.Kind.String(),
-		CapturedNS: int64(g.CaptureNS + c.WallMinusMonoNS), Step: g.Step, Layout: g.Layout, Rows: g.Rows, Bytes: g.Bytes,
+		CapturedNS: c.WallNS(g.CaptureNS), Step: g.Step, Layout: g.Layout, Rows: g.Rows, Bytes: g.Bytes,
 		Aborted: g.Aborted(), Released: int64(g.Seq-release) < 0, captureNS: g.CaptureNS}
 	if g.Kind == ring2.KindCapture {
 		return out, r.capture(&out, g, f)
