@@ -17,7 +17,7 @@ class Spot:
     path: str
     site: str = "output"
     columns: str = ""  #: "q", "k" or "v": its columns of a fused projection
-    split: str = ""  #: "heads" or "kv_heads": the last dimension becomes (heads, size of a head)
+    split: str = ""  #: "heads", "kv_heads", "latent_heads", "value_heads": (heads, size of one) of the last dimension
     need: str = ""  #: only where this module exists
     without: str = ""  #: only where this module does not exist
     sampled: bool = False  #: only rows that are sampled from
@@ -76,7 +76,11 @@ _LLAMA_LAYER = {
         Spot("pre_feedforward_layernorm"),
         Spot("post_attention_layernorm", without="post_feedforward_layernorm"),
     ),
-    "router_logits": (Spot("mlp.gate", need="mlp.experts"), Spot("block_sparse_moe.gate")),
+    "router_logits": (
+        Spot("mlp.gate", need="mlp.experts"),
+        Spot("mlp.router", need="mlp.experts"),
+        Spot("block_sparse_moe.gate"),
+    ),
 }
 _LLAMA_MODEL = {
     "embed": (Spot("embed_tokens"),),
@@ -86,7 +90,18 @@ _OUT = ("self_attn.o_proj", "self_attn.dense", "self_attn.out_proj")
 
 FAMILIES = (
     Family(
-        "Llama, Qwen2, Qwen3, Gemma, Mistral, Mixtral, Qwen3-MoE, OLMo, Phi, Cohere",
+        "DeepSeek-V2, DeepSeek-V3",  # in front of Llama: small ones have a q_proj, too
+        "self_attn.kv_a_proj_with_mqa",
+        {
+            **_LLAMA_LAYER,
+            "q": tuple(Spot(f"self_attn.{q}", split="latent_heads") for q in ("q_b_proj", "q_proj")),
+            "kv_latent": (Spot("self_attn.kv_a_proj_with_mqa"),),
+            "z": _input("self_attn.o_proj", split="value_heads"),
+        },
+        _LLAMA_MODEL,
+    ),
+    Family(
+        "Llama, Qwen2, Qwen3, Gemma, Mistral, Mixtral, Qwen3-MoE, gpt-oss, OLMo, Phi, Cohere",
         "self_attn.q_proj",
         {**_LLAMA_LAYER, **_separate("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", *_OUT)},
         _LLAMA_MODEL,
