@@ -50,6 +50,8 @@ docs-reference: ## write the pages of docs/reference that are made from the code
 	go test -count=1 -run '^TestReferencePages' ./cmd/sonde -update
 
 test: build ## run every test; the last line counts them, what could not run is listed as NOT RUN
+	@# The documentation has programs in Python too, and its test runs them where it finds the environment.
+	@if command -v python3 >/dev/null; then $(MAKE) --no-print-directory .venv/ready >build/python.log 2>&1 || true; fi
 	go test -json -count=1 -timeout 20m ./... > build/test.json || true
 	go run ./internal/testreport build/test.json
 	$(MAKE) --no-print-directory race

@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 )
 
 var update = flag.Bool("update", false, "write docs/reference anew")
@@ -120,38 +119,28 @@ func describeCommand(b *strings.Builder, c *cobra.Command) {
 		use = c.CommandPath() + " COMMAND [flags]"
 	}
 	fmt.Fprintf(b, "```text\n%s\n```\n\n```text\n%s\n```\n", use, strings.TrimRight(long, "\n"))
-	writeFlags(b, "", c.NonInheritedFlags())
-	writeFlags(b, " (of "+c.Parent().CommandPath()+")", c.InheritedFlags())
+	writeFlags(b, "Flags", c.NonInheritedFlags().FlagUsages())
+	writeFlags(b, "Flags of "+c.Parent().CommandPath(), c.InheritedFlags().FlagUsages())
 }
 
-func writeFlags(b *strings.Builder, of string, flags *pflag.FlagSet) {
-	first := true
-	flags.VisitAll(func(f *pflag.Flag) {
-		if f.Hidden || f.Name == "help" {
-			return
+// writeFlags shows flags as --help does.
+func writeFlags(b *strings.Builder, title, usages string) {
+	var lines []string
+	for _, line := range strings.Split(strings.TrimRight(usages, "\n"), "\n") {
+		if !strings.Contains(line, " --help ") {
+			if strings.Contains(line, " --threads ") {
+				line = cpus.ReplaceAllString(line, "(default one a CPU)")
+			}
+			lines = append(lines, line)
 		}
-		if first {
-			fmt.Fprintf(b, "\n| flag%s | type | default | meaning |\n|---|---|---|---|\n", of)
-			first = false
-		}
-		name := "`--" + f.Name + "`"
-		if f.Shorthand != "" {
-			name += ", `-" + f.Shorthand + "`"
-		}
-		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", name, f.Value.Type(), defaultText(f), cell(f.Usage))
-	})
-}
-
-// defaultText is the default of a flag; that of --threads is the machine's.
-func defaultText(f *pflag.Flag) string {
-	switch {
-	case f.Name == "threads":
-		return "one a CPU"
-	case f.DefValue == "" || f.DefValue == "[]":
-		return ""
 	}
-	return "`" + f.DefValue + "`"
+	if text := strings.Join(lines, "\n"); text != "" {
+		fmt.Fprintf(b, "\n%s:\n\n```text\n%s\n```\n", title, text)
+	}
 }
+
+// cpus is the default of --threads, which is the machine's.
+var cpus = regexp.MustCompile(`\(default [0-9]+\)$`)
 
 // The fear: an exit code that the code has and the documentation does not.
 func TestEveryExitCodeIsDocumented(t *testing.T) {

@@ -15,7 +15,7 @@ import (
 const worldVariable = "SONDE_DOCRUN_SCRIPT"
 
 // DefaultPorts are those that the pages use, as a reader of them does.
-var DefaultPorts = []string{"4222", "8000", "9464"}
+var DefaultPorts = []string{"4222", "8000", "8222", "9464", "9465"}
 
 // Enter must be the first call of TestMain. In a process that Shell started it
 // never returns: it becomes the shell, in a network of its own.
