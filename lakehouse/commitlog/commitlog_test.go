@@ -18,7 +18,7 @@ import (
 
 var tables = []string{"vectors", "ledger"}
 
-func claim(t *testing.T, lake string, check func(step, path string) error) *Writer {
+func claim(t testing.TB, lake string, check func(step, path string) error) *Writer {
 	t.Helper()
 	w, err := Claim(context.Background(), lake, WriterOptions{Tables: tables, Check: check})
 	if err != nil {
