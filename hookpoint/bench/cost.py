@@ -1,8 +1,8 @@
 """What capture costs a decode of a small Llama on the CPU, against the other ways of getting at its activations.
 
 All arms run in one process, in random order, round after round; a figure is the median over the rounds of the time of
-one generated token. `none again` is the same as `none` and shows the noise. The ring is written and never read: an agent
-runs in a process of its own, and here it would take one of the cores that the model computes with.
+one generated token. `none again` is the same as `none` and shows the noise. The ring is written and never read: an
+agent runs in a process of its own, and here it would take one of the cores that the model computes with.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def main() -> None:
 def report(times: dict[str, list[float]], given: argparse.Namespace) -> None:
     """Print medians, and the median of the differences from `none` of the same round."""
     print(
-        f"Llama of {LAYERS} layers x 256, batch {BATCH}, {given.threads} thread(s), {given.rounds} rounds in random order, "
-        f"seed {given.seed}; torch {torch.__version__}, transformers {transformers.__version__}"
+        f"Llama of {LAYERS} layers x 256, batch {BATCH}, {given.threads} thread(s), {given.rounds} rounds in random "
+        f"order, seed {given.seed}; torch {torch.__version__}, transformers {transformers.__version__}"
     )
     print(f"{'':<38} {'us a token':>10} {'added':>8} {'%':>7}")
     base = times["none"]

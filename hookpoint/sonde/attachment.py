@@ -28,7 +28,7 @@ from sonde.identity import Naming
 from sonde.libsonde import REASONS
 from sonde.names import Catalogue, Tap
 from sonde.recorder import MODES, Abort, Recorder, WriterSettings
-from sonde.rows import CASTS, Grid
+from sonde.rows import CASTS, Grid, grid
 from sonde.step import Identity, Unidentified
 from sonde.taps import Forward, InputHook, OutputHook, RootHook, RootPreHook, Trunk
 
@@ -210,8 +210,9 @@ class Capture:
             ranges = self.identity.ranges(module, args, kwargs)
             if not ranges:
                 return
-            ids = self._argument("input_ids", args, kwargs) if self._token_ids else None
-            forward = Forward(ranges, grid_of(self._parameters, args, kwargs), ids)
+            forward = Forward(ranges, grid_of(self._parameters, args, kwargs))
+            if self._token_ids:
+                self._note_ids(forward, args, kwargs)
             forward.before = sys.exc_info()[1]
             current.forward = forward
         except Exception as e:  # noqa: BLE001 (whatever goes wrong in capture is not the model's)
@@ -317,11 +318,12 @@ class Capture:
                 handle.remove()
             raise
 
-    def _argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-        value = kwargs.get(name)
-        if value is None and name in self._parameters[: len(args)]:
-            value = args[self._parameters.index(name)]
-        return value if isinstance(value, torch.Tensor) else None
+    def _note_ids(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids")
+        if ids is None and args and self._parameters[:1] == ["input_ids"]:
+            ids = args[0]
+        if isinstance(ids, torch.Tensor):
+            forward.taken.append((-1, ids, None if ids.is_inference() else ids._version))
 
 
 def attach(
@@ -353,9 +355,9 @@ def attach(
     an id for each prompt of a call (random ones otherwise); labels and opt_in may have one entry for each, too.
     identity: says whose tokens a forward computes; Sonde knows it for models of transformers, and otherwise each row of
     a batch is a request. mode: "best_effort" drops what the ring has no room for, "complete" first waits at most 50 ms.
-    dtype: "f32", "f16" or "bf16" casts what is floating. data_bytes: of the ring, a power of two from 256 KiB. shard: of
-    a tap, (shard, how many), under tensor parallelism. on_abort: called on another thread when a detector asks to stop
-    a sequence; give it only if you then stop it.
+    dtype: "f32", "f16" or "bf16" casts what is floating. data_bytes: of the ring, a power of two from 256 KiB. shard:
+    of a tap, (shard, how many), under tensor parallelism. on_abort: called on another thread when a detector asks to
+    stop a sequence; give it only if you then stop it.
 
     Raises CaptureError, and of it UnknownHook, AlreadyAttached and LibraryMissing.
     """
@@ -386,6 +388,10 @@ def capture(model: nn.Module, hooks: Sequence[str] = ("resid_post",), **options:
 
 def grid_of(parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
     """Find the tokens of a forward from what the root is given: batch × columns. Raises Unidentified."""
+    ids = kwargs.get("input_ids")
+    if ids is not None and not args and ids.dim() == 2:
+        batch, seq = ids.shape
+        return grid(batch, seq, _kept(kwargs.get("logits_to_keep"), seq))
     named = {**dict(zip(parameters, args, strict=False)), **kwargs}
     kept = named.get("logits_to_keep")
     first = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
@@ -393,7 +399,7 @@ def grid_of(parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[st
         if isinstance(x, torch.Tensor) and x.dim() > 0:
             one = x.dim() == 1 or x.dim() == 2 and x.is_floating_point()
             batch, seq = (x.shape[0], 1) if one else x.shape[:2]
-            return Grid(batch, seq, _kept(kept, seq))
+            return grid(batch, seq, _kept(kept, seq))
     raise Unidentified("no tensor with a batch was given to the model")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from sonde import libsonde
 from sonde.recorder import Entry, Recorder
-from sonde.rows import CASTS, Rows
+from sonde.rows import TORCH, Rows
 
 if TYPE_CHECKING:
     from sonde.gather import Group
@@ -28,9 +28,10 @@ class DeviceRings:
         self._recorder, self._ring_bytes = recorder, ring_bytes
         self._rings: dict[int, c.c_void_p] = {}
 
-    def gather(self, bit: int, group: Group, runs: list[tuple[int, int]]) -> None:
+    def gather(self, bit: int, group: Group) -> None:
         """Arm the bit-th layout of the open step and gather its rows. Raises CaptureError: they are aborted then."""
         lib = libsonde.load()
+        runs = list(zip(group.runs[::2], group.runs[1::2], strict=True))
         try:
             ring = self._ring(group.layout, group.device)
             tensors = [_chosen(r, e, runs) for r, e in zip(group.rows, group.entries, strict=True)]
@@ -80,7 +81,7 @@ def _chosen(rows: Rows, entry: Entry, runs: list[tuple[int, int]]) -> torch.Tens
     else:
         numbers = [r for start, n in runs for r in range(start, start + n)]
         x = x.index_select(0, torch.tensor(numbers, device=x.device))
-    if entry.dtype != rows.dtype:
-        x = x.to(CASTS[entry.dtype])
+    if x.dtype != TORCH[entry.dtype]:
+        x = x.to(TORCH[entry.dtype])
     x = x.contiguous()
     return x if x.data_ptr() % 16 == 0 else x.clone()

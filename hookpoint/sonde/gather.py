@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ctypes as c
 import struct
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 
 from sonde.devices import DeviceRings
@@ -22,7 +23,6 @@ from sonde.libsonde import DTYPES, MAX_STEP_RANGES
 from sonde.names import TOKEN_IDS, Tap
 from sonde.recorder import Entry, Recorder
 from sonde.rows import FLOATS, Refused, Rows, rows_of
-from sonde.step import Range
 from sonde.taps import Forward
 
 MAX_LAYOUTS = 64  # of one capture; each is another set of hooks or element types
@@ -30,28 +30,6 @@ MAX_PLANS = 256  # kept; then all are made anew
 
 Problem = Callable[[str, str], None]
 Columns = tuple[int, ...] | None
-
-
-class _Runs:
-    """Runs of source rows, in memory that the library reads."""
-
-    def __init__(self) -> None:
-        self._flat: list[int] = []
-        self._memory = (c.c_uint32 * 16)()
-
-    @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """Give (first row, count) of each run."""
-        return list(zip(self._flat[::2], self._flat[1::2], strict=True))
-
-    def set(self, flat: list[int]) -> tuple[int, int]:
-        """Take (first row, count) pairs; return where they are, and how many."""
-        if flat != self._flat:
-            if len(flat) > len(self._memory):
-                self._memory = (c.c_uint32 * (2 * len(flat)))()
-            struct.pack_into(f"<{len(flat)}I", self._memory, 0, *flat)
-            self._flat = flat
-        return c.addressof(self._memory), len(flat) // 2
 
 
 @dataclass
@@ -65,15 +43,51 @@ class Group:
     entries: list[Entry] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
     layout: int = -1
-    runs: _Runs = field(default_factory=_Runs)
+    runs: list[int] = field(default_factory=list)  #: first row and count, of each run of source rows
+    memory: Any = None  #: the runs, where the library reads them
+
+    @property
+    def on_host(self) -> bool:
+        """Say whether the host copies the rows."""
+        return self.device.type == "cpu"
 
 
 @dataclass
 class _Plan:
-    expect: list[tuple[int, torch.Size, torch.dtype, int]]  # of each tap: index, shape, dtype, bytes before the rows
+    # Of each tap: index, shape, strides, dtype, bytes before the rows; -1: it is not captured.
+    expect: list[tuple[int, torch.Size, tuple[int, ...], torch.dtype, int]]
     groups: list[Group]
-    copies: np.ndarray  # of sonde_copy, one for each entry that the host copies, group by group
-    lasting: bool  # addresses are all that changes
+    lasting: bool  # addresses and runs are all that changes
+    layouts: bytes = b""
+    copies: Any = None  # sonde_copy of each entry that the host copies, group by group, as u64
+
+    def seal(self) -> None:
+        """Make the parts that all steps share."""
+        self.layouts = struct.pack(f"<{len(self.groups)}I", *(g.layout for g in self.groups))
+        words = []
+        for bit, g in enumerate(self.groups):
+            for e, r in enumerate(g.rows if g.on_host else ()):
+                # src, src_bytes, row_stride, runs, rows, run_count | row_count, layout_index | entry, src_dtype
+                words += (0, r.readable, r.stride, 0, 0, 0, bit | e << 32, DTYPES[r.dtype])
+        self.copies = (c.c_uint64 * len(words))(*words)
+        self.count, self.where = len(words) // 8, c.addressof(self.copies)
+        self._words = memoryview(self.copies).cast("B").cast("Q")
+
+    def point(self, addresses: list[int]) -> None:
+        """Say where the rows of each entry are."""
+        if addresses:
+            self._words[0::8] = array("Q", addresses)
+
+    def choose(self, group: Group, first: int, runs: list[int]) -> None:
+        """Say which rows the entries of a group take; first: of its entries among all copies."""
+        if runs == group.runs:
+            return
+        group.runs = runs
+        if group.on_host:
+            group.memory = (c.c_uint32 * len(runs))(*runs)
+            for i in range(8 * first, 8 * (first + len(group.entries)), 8):
+                self.copies[i + 3] = c.addressof(group.memory)
+                self.copies[i + 5] = len(runs) // 2
 
 
 class Gatherer:
@@ -104,10 +118,7 @@ class Gatherer:
         """
         for index, e in forward.problems:
             self._problem(self.taps[index].name, repr(e))
-        ids = forward.token_ids
-        if ids is not None:
-            forward.taken.append((-1, ids.to(torch.int32), None))
-        sampled = any(r.sampled for r in forward.ranges)
+        sampled = any([r.sampled for r in forward.ranges])
         key = (forward.grid, len(forward.taken), sampled)
         plan = self._plans.get(key)
         addresses = None if plan is None else _fitting(plan, forward)
@@ -117,10 +128,11 @@ class Gatherer:
                 if len(self._plans) >= MAX_PLANS:
                     self._plans.clear()
                 self._plans[key] = plan
-            addresses = [r.address for g in plan.groups for r in g.rows if g.device.type == "cpu"]
+            addresses = [r.address for g in plan.groups for r in g.rows if g.on_host]
         if not plan.groups:
             return False
-        self._write(plan, forward, addresses)
+        plan.point(addresses)
+        self._write(plan, forward)
         for g in plan.groups:
             g.rows.clear()
         return True
@@ -132,7 +144,7 @@ class Gatherer:
     # ---- a plan ----
 
     def _make(self, forward: Forward, sampled: bool) -> _Plan:
-        plan = _Plan([], [], np.zeros((0, 8), np.uint64), True)
+        plan = _Plan([], [], True)
         seen: Counter[int] = Counter()
         groups: dict[object, Group] = {}
         for index, x, version in forward.taken:
@@ -155,9 +167,9 @@ class Gatherer:
                     plan.lasting &= rows.tensor is x and x.is_cpu and not stale
                 except Exception as e:  # noqa: BLE001 (a tensor of any kind may come; the others are captured)
                     self._problem(tap.name, str(e) if isinstance(e, Refused) else repr(e))
-            plan.expect.append((index, x.shape, x.dtype, offset))
+            plan.expect.append((index, x.shape, _strides(x), x.dtype, offset))
         plan.groups = [g for g in groups.values() if self._define(g)]
-        plan.copies = _copies(plan.groups)
+        plan.seal()
         return plan
 
     def _entry(self, tap: Tap, use: int, rows: Rows) -> Entry:
@@ -184,92 +196,72 @@ class Gatherer:
 
     # ---- a step ----
 
-    def _write(self, plan: _Plan, forward: Forward, addresses: list[int]) -> None:
-        ranges = forward.ranges
+    def _write(self, plan: _Plan, forward: Forward) -> None:
+        ranges, groups = forward.ranges, plan.groups
         if len(ranges) > MAX_STEP_RANGES:
             raise CaptureError(f"a forward computes {len(ranges)} runs of tokens; at most {MAX_STEP_RANGES}")
         masks = [0] * len(ranges)
         first = 0
-        for bit, group in enumerate(plan.groups):
-            flat = _select(group, forward, masks, bit)
-            where, count = group.runs.set(flat)
-            if group.device.type == "cpu":
-                last = first + len(group.entries)
-                plan.copies[first:last, 3] = where
-                plan.copies[first:last, 5] = count
-                first = last
-        plan.copies[:, 0] = addresses
+        for bit, group in enumerate(groups):
+            plan.choose(group, first, _select(group, forward, masks, bit))
+            first += len(group.entries) if group.on_host else 0
         recorder = self._recorder
-        recorder.begin_step(list(zip(ranges, masks, strict=True)), [g.layout for g in plan.groups])
-        open_ = set(range(len(plan.groups)))
+        recorder.begin_step(ranges, masks, plan.layouts)
+        closing = set(range(len(groups)))  # layouts that must be aborted if something goes wrong
         try:
-            for bit, group in enumerate(plan.groups):
+            for bit, group in enumerate(groups):
                 if group.stale:
                     recorder.abort_layout(bit)
-                elif group.device.type != "cpu":
-                    open_.discard(bit)
-                    self._devices.gather(bit, group, group.runs.pairs)
-            recorder.copy(plan.copies.ctypes.data, len(plan.copies))
+                elif not group.on_host:
+                    closing.discard(bit)
+                    self._devices.gather(bit, group)
+            recorder.copy(plan.where, plan.count)
         except BaseException:
-            for bit in open_:
+            for bit in closing:
                 recorder.abort_layout(bit)
             raise
         finally:
             recorder.commit_step()
 
 
+def _strides(x: torch.Tensor) -> tuple[int, ...]:
+    return x.stride() if x.layout == torch.strided else ()
+
+
 def _fitting(plan: _Plan, forward: Forward) -> list[int] | None:
     """Give the addresses of the rows if the plan fits what was tapped."""
     out = []
-    for (index, x, version), (i, shape, dtype, offset) in zip(forward.taken, plan.expect, strict=True):
-        if index != i or x.shape != shape or x.dtype is not dtype:
+    for (index, x, version), (i, shape, strides, dtype, offset) in zip(forward.taken, plan.expect, strict=True):
+        if index != i or x.dtype is not dtype or x.shape != shape:
             return None
         if offset >= 0:
-            if version is not None and x._version != version or not x.is_cpu or not x.is_contiguous():
+            if x.stride() != strides or not x.is_cpu or version is not None and x._version != version:
                 return None
             out.append(x.data_ptr() + offset)
     return out
 
 
-def _copies(groups: Sequence[Group]) -> np.ndarray:
-    """Make the array of sonde_copy for all entries that the host copies; addresses and runs come with each step."""
-    out = []
-    for bit, g in enumerate(groups):
-        if g.device.type != "cpu":
-            continue
-        for e, r in enumerate(g.rows):
-            readable = r.stride * r.count - r.offset
-            # src, src_bytes, row_stride, runs, rows, run_count | row_count, layout_index | entry, src_dtype | reserved
-            out.append((0, readable, r.stride, 0, 0, 0, bit | e << 32, DTYPES[r.dtype]))
-    return np.array(out, np.uint64).reshape(len(out), 8)
-
-
 def _select(group: Group, forward: Forward, masks: list[int], bit: int) -> list[int]:
     """Set the group's bit in the masks of its ranges, and give the runs of its source rows, merged."""
-    flat: list[int] = []
-    end = -1
+    runs: list[int] = []
+    end, flag, rows = -1, 1 << bit, forward.grid.rows
+    sampled, columns, seq = group.sampled, group.columns, forward.grid.seq
     for i, r in enumerate(forward.ranges):
-        if not group.sampled:
-            first, count = r.first_row, r.count
-        elif r.sampled:
-            first, count = _sampled_row(r, group.columns, forward.grid.seq), 1
-        else:
-            continue
-        if first < 0 or first + count > forward.grid.rows:
-            continue
-        masks[i] |= 1 << bit
+        first, count = r.first_row, r.count
+        if sampled:
+            if not r.sampled:
+                continue
+            first, count = first + count - 1, 1
+            if columns is not None:
+                if first % seq not in columns:
+                    continue
+                first = first // seq * len(columns) + columns.index(first % seq)
+        if first < 0 or first + count > rows:
+            raise CaptureError(f"range {r} lies outside of the {rows} rows of the forward")
+        masks[i] |= flag
         if first == end:
-            flat[-1] += count
+            runs[-1] += count
         else:
-            flat += (first, count)
+            runs += (first, count)
         end = first + count
-    return flat
-
-
-def _sampled_row(r: Range, columns: Columns, seq: int) -> int:
-    """Find the row of a range's last token in a tensor that has only some columns; -1: it has not this one."""
-    row = r.first_row + r.count - 1
-    if columns is None:
-        return row
-    column = row % seq
-    return row // seq * len(columns) + columns.index(column) if column in columns else -1
+    return runs

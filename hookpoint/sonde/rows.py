@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
+from sonde.dtypes import SIZES
 from sonde.errors import CaptureError
 from sonde.libsonde import MAX_DIMS
-from sonde.names import Tap
+from sonde.names import TOKEN_IDS, Tap
 
 #: Types of elements that can be captured, and their names in the dataset.
 ELEMENTS = {
@@ -30,6 +33,9 @@ FLOATS = ("f32", "f16", "bf16", "f8e4m3", "f8e5m2")
 #: Types that `dtype=` may ask for.
 CASTS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
+#: Types of elements of torch, by their names in the dataset.
+TORCH = {name: dtype for dtype, name in ELEMENTS.items() if dtype != torch.bool}
+
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -37,18 +43,24 @@ class Refused(CaptureError):
     """A tensor that cannot be captured; the text says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grid:
-    """The tokens of a forward: rows of the batch × columns, and the columns of which logits are kept."""
+    """The tokens of a forward: rows of the batch × columns, and the columns of which logits are kept. See `grid`."""
 
     batch: int
     seq: int
-    kept: tuple[int, ...] | None = None  #: None: all, or what `logits_to_keep` does not say
+    kept: tuple[int, ...] | None  #: None: all, or what `logits_to_keep` does not say
 
     @property
     def rows(self) -> int:
         """Count the tokens, padding included."""
         return self.batch * self.seq
+
+
+@lru_cache(maxsize=1024)
+def grid(batch: int, seq: int, kept: tuple[int, ...] | None) -> Grid:
+    """Make a grid, the same one for the same tokens."""
+    return Grid(batch, seq, kept)
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Rows:
     shape: tuple[int, ...]  #: of a row
     dtype: str  #: of the elements in memory
     offset: int  #: bytes in front of the first row
-    stride: int  #: bytes from row to row
+    stride: int  #: bytes from row to row; more than a row has, where the tensor has others in between
     count: int  #: of rows
     columns: tuple[int, ...] | None  #: of the grid, that the tensor has; None: all
 
@@ -68,22 +80,30 @@ class Rows:
         """Where the first row is."""
         return self.tensor.data_ptr() + self.offset
 
+    @property
+    def readable(self) -> int:
+        """Count the bytes from there to the end of the last row."""
+        row = math.prod(self.shape) * SIZES[self.dtype]
+        return self.stride * (self.count - 1) + row if self.count else 0
 
-def rows_of(x: torch.Tensor, tap: Tap, grid: Grid, cast: str | None) -> Rows:
-    """Find the rows of a tensor that a forward of `grid` gave at a tap. Raises Refused."""
+
+def rows_of(x: torch.Tensor, tap: Tap, tokens: Grid, cast: str | None) -> Rows:
+    """Find the rows of a tensor that a forward of these tokens gave at a tap. Raises Refused."""
     _check(x, tap, cast)
     if x.dtype == torch.float64:
         x = x.to(CASTS[str(cast)])
     elif cast is None and x.dtype == torch.bool:
         x = x.view(torch.uint8)
-    x, lead, columns = _leading(x, tap, grid)
+    x, lead, columns = _leading(x, tap, tokens)
     shape = tuple(x.shape[lead:])
-    if not x.is_contiguous():
+    step = _step(x, lead)
+    if step is None:
         x = x.contiguous()
+        step = math.prod(shape)
     size = x.element_size()
-    offset, stride = 0, size
-    for n in shape:
-        stride *= n
+    offset, stride, dtype = 0, step * size, ELEMENTS[x.dtype]
+    if tap.hook == TOKEN_IDS and dtype == "i64":
+        dtype = "i32"  # the lower half of a little-endian number is at its address
     if tap.columns is not None:
         start, stop = tap.columns
         if not shape or shape[-1] < stop:
@@ -95,10 +115,23 @@ def rows_of(x: torch.Tensor, tap: Tap, grid: Grid, cast: str | None) -> Rows:
         shape = tap.split
     if len(shape) > MAX_DIMS or 0 in shape:
         raise Refused(f"{tap.path} gave rows of shape {shape}; at most {MAX_DIMS} dimensions, none of them 0")
-    count = 1
-    for n in x.shape[:lead]:
-        count *= n
-    return Rows(x, shape, ELEMENTS[x.dtype], offset, stride, count, columns)
+    return Rows(x, shape, dtype, offset, stride, math.prod(x.shape[:lead]), columns)
+
+
+def _step(x: torch.Tensor, lead: int) -> int | None:
+    """Say how many elements lie from row to row; None: the rows are not each in one piece, or not evenly spaced."""
+    strides, shape = x.stride(), x.shape
+    inner = 1
+    for n, s in zip(reversed(shape[lead:]), reversed(strides[lead:]), strict=True):
+        if n != 1 and s != inner:
+            return None
+        inner *= n
+    leading = [(n, s) for n, s in zip(shape[:lead], strides[:lead], strict=True) if n != 1]
+    if not leading:
+        return inner
+    if len(leading) == 2 and leading[0][1] != leading[1][0] * leading[1][1]:
+        return None
+    return leading[-1][1]
 
 
 def _check(x: torch.Tensor, tap: Tap, cast: str | None) -> None:
@@ -116,19 +149,19 @@ def _check(x: torch.Tensor, tap: Tap, cast: str | None) -> None:
         raise Refused(f"{what}{str(x.dtype)[6:]}; the dataset has {', '.join(sorted(set(ELEMENTS.values())))}")
 
 
-def _leading(x: torch.Tensor, tap: Tap, grid: Grid) -> tuple[torch.Tensor, int, tuple[int, ...] | None]:
+def _leading(x: torch.Tensor, tap: Tap, tokens: Grid) -> tuple[torch.Tensor, int, tuple[int, ...] | None]:
     """Say how many leading dimensions count rows, and which columns they have."""
     shape = tuple(x.shape)
-    if shape[:2] == (grid.batch, grid.seq):
+    if shape[:2] == (tokens.batch, tokens.seq):
         return x, 2, None
-    if tap.sampled and len(shape) >= 2 and shape[0] == grid.batch and grid.kept is not None:
-        if shape[1] == len(grid.kept):
-            return x, 2, grid.kept
-    elif shape[:1] == (grid.rows,):
+    if tap.sampled and len(shape) >= 2 and shape[0] == tokens.batch and tokens.kept is not None:
+        if shape[1] == len(tokens.kept):
+            return x, 2, tokens.kept
+    elif shape[:1] == (tokens.rows,):
         return x, 1, None
-    elif shape[:2] == (1, grid.seq):  # the same for the whole batch, as learned positions
-        return x.expand(grid.batch, *shape[1:]), 2, None
+    elif shape[:2] == (1, tokens.seq):  # the same for the whole batch, as learned positions
+        return x.expand(tokens.batch, *shape[1:]), 2, None
     raise Refused(
         f"{tap.path or 'the model'} gave a tensor of shape {shape}, which has no row for each of the "
-        f"{grid.batch} x {grid.seq} tokens"
+        f"{tokens.batch} x {tokens.seq} tokens"
     )

@@ -17,15 +17,17 @@ from sonde.names import Tap
 from sonde.rows import Grid
 from sonde.step import Range
 
+_TENSOR = torch.Tensor
+
 
 class Forward:
     """One forward of the root that is captured: whose tokens it computes, and what was tapped."""
 
-    __slots__ = ("before", "grid", "problems", "ranges", "taken", "token_ids")
+    __slots__ = ("before", "grid", "problems", "ranges", "taken")
 
-    def __init__(self, ranges: Sequence[Range], grid: Grid, token_ids: torch.Tensor | None) -> None:
+    def __init__(self, ranges: Sequence[Range], grid: Grid) -> None:
         """Nothing was tapped yet."""
-        self.ranges, self.grid, self.token_ids = ranges, grid, token_ids
+        self.ranges, self.grid = ranges, grid
         #: index of the tap, tensor, and its version then; None: it is a copy, or has no version
         self.taken: list[tuple[int, torch.Tensor, int | None]] = []
         self.problems: list[tuple[int, Exception]] = []
@@ -84,26 +86,26 @@ class _Hook(_Copied):
     """One tap's hook."""
 
     def __init__(self, trunk: Trunk, index: int, tap: Tap) -> None:
-        self.trunk, self.index, self.part = trunk, index, tap.part
+        self.trunk, self.index, self.part, self.whole = trunk, index, tap.part, tap.part is None
         self.current = trunk.current
         self.early = False  # the model overwrites the tensor later in the forward, so it is copied at once
 
-    def take(self, x: torch.Tensor) -> None:
-        """Note a tensor."""
-        if torch.compiler.is_compiling():
-            # The compiler drops this copy where nothing overwrites the tensor, and versions do not exist here.
-            self.trunk.sink.append(x.detach().clone())
+    def trace(self, x: torch.Tensor | None) -> None:
+        """Note a tensor in compiled code, where versions do not exist."""
+        if x is not None:
+            self.trunk.sink.append(x.detach().clone())  # the compiler drops the copy where nothing overwrites x
             self.trunk.sunk.append(self.index)
-            return
-        forward = self.current.forward
-        if forward is None:
+
+    def take(self, forward: Forward, x: torch.Tensor | None) -> None:
+        """Note a tensor."""
+        if x is None:
             return
         try:
             if self.early or x.is_inference():  # tensors of inference mode have no version
                 forward.taken.append((self.index, x.detach().clone(), None))
             else:
                 forward.taken.append((self.index, x, x._version))
-        except Exception as e:  # noqa: BLE001 (nothing that goes wrong here may reach the model)
+        except Exception as e:  # nothing that goes wrong here may reach the model
             forward.problems.append((self.index, e))
 
 
@@ -112,10 +114,12 @@ class OutputHook(_Hook):
 
     def __call__(self, module: Any, args: Any, output: Any) -> None:
         """Note the tensor."""
-        if not isinstance(output, torch.Tensor) or self.part is not None:
-            output = first_tensor(output, self.part)
-        if output is not None:
-            self.take(output)
+        if torch.compiler.is_dynamo_compiling():
+            self.trace(first_tensor(output, self.part))
+            return
+        forward = self.current.forward
+        if forward is not None:
+            self.take(forward, output if self.whole and type(output) is _TENSOR else first_tensor(output, self.part))
 
 
 class InputHook(_Hook):
@@ -123,16 +127,19 @@ class InputHook(_Hook):
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the tensor."""
+        if torch.compiler.is_dynamo_compiling():
+            self.trace(self.find(args, kwargs))
+            return
+        forward = self.current.forward
+        if forward is not None:
+            self.take(forward, args[0] if self.whole and args and type(args[0]) is _TENSOR else self.find(args, kwargs))
+
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """Find the tensor among the arguments."""
         if self.part is not None:
-            x = first_tensor(args if isinstance(self.part, int) else kwargs, self.part)
-        elif args and isinstance(args[0], torch.Tensor):
-            x = args[0]
-        else:
-            x = first_tensor(args, None)
-            if x is None:
-                x = first_tensor(kwargs, None)
-        if x is not None:
-            self.take(x)
+            return first_tensor(args if isinstance(self.part, int) else kwargs, self.part)
+        x = first_tensor(args, None)
+        return first_tensor(kwargs, None) if x is None else x
 
 
 class RootPreHook(_Copied):
@@ -144,7 +151,7 @@ class RootPreHook(_Copied):
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Ask who is in the forward."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             self.traced(args, kwargs)
         else:
             self.begin(module, args, kwargs)
@@ -159,7 +166,7 @@ class RootHook(_Copied):
 
     def __call__(self, module: Any, args: Any, output: Any) -> None:
         """Copy what was tapped."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             self.traced()
         else:
             self.end(module, output)

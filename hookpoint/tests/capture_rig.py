@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,8 +44,10 @@ class Rig(Pipeline):
         out: dict[Key, bytes] = {}
         columns = ["request", "hook", "layer", "position"]
         table = lake.vectors(epoch=epoch)
-        found = [(k, np.ascontiguousarray(v).tobytes()) for k, v in
-                 zip(table.select(columns).to_pylist(), _elements(table), strict=True)] if table.num_rows else []  # fmt: skip
+        found = []
+        if table.num_rows:
+            names = table.select(columns).to_pylist()
+            found = [(k, np.ascontiguousarray(v).tobytes()) for k, v in zip(names, _elements(table), strict=True)]
         for r in lake.table("tokens", epoch=epoch).to_pylist():
             found.append(({c: r[c] for c in columns}, np.array(r["token_id"], np.int32).tobytes()))
         for key, value in found:

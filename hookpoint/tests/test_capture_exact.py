@@ -49,7 +49,7 @@ def test_every_hook_is_stored_bit_for_bit(rig: Rig, name: str) -> None:
     last = len(bare.hidden_states) - 1
     for i, state in enumerate(bare.hidden_states):
         hook = ("resid_pre", 0) if i == 0 else ("ln_final", -1) if i == last else ("resid_post", i - 1)
-        assert stored["a", *hook, 6] == held(state[0, 6]), f"hidden_states[{i}] is not {hook}"
+        assert stored[("a", *hook, 6)] == held(state[0, 6]), f"hidden_states[{i}] is not {hook}"
 
 
 def test_minilm_with_its_real_weights(rig: Rig) -> None:
@@ -74,7 +74,7 @@ def test_minilm_with_its_real_weights(rig: Rig) -> None:
     assert [k for k in wanted if stored[k] != wanted[k]] == []
     for i, state in enumerate(bare.hidden_states):
         hook = ("resid_pre", 0) if i == 0 else ("resid_post", i - 1)
-        assert stored["x", *hook, 2] == held(state[0, 2])
+        assert stored[("x", *hook, 2)] == held(state[0, 2])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
