@@ -28,7 +28,8 @@ type publisher struct {
 	doneMu        sync.Mutex    // serialises calls of done. Order: doneMu → mu
 
 	mu      sync.Mutex
-	room    chan struct{} // closed and made anew when the window shrinks
+	room    chan struct{} // closed and made anew when the window shrinks and somebody waits
+	waiting bool
 	closed  bool
 	entries []*entry
 	base    uint64 // index of entries[0]
@@ -92,6 +93,7 @@ func (p *publisher) publish(ctx context.Context, m Message, done func(uint64, er
 		if len(p.entries) == 0 || p.bytes+size <= p.window && len(p.entries) < maxWindowMessages {
 			break
 		}
+		p.waiting = true
 		p.mu.Unlock()
 		select {
 		case <-room:
@@ -178,8 +180,10 @@ func (p *publisher) settle() {
 	}
 	if n > 0 {
 		p.entries, p.base, p.sent = p.entries[n:], p.base+uint64(n), max(0, p.sent-n)
-		close(p.room)
-		p.room = make(chan struct{})
+		if p.waiting {
+			close(p.room)
+			p.room, p.waiting = make(chan struct{}), false
+		}
 		p.n.metrics.window.Set(float64(p.bytes))
 	}
 	p.mu.Unlock()

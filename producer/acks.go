@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"sonde/bus"
+	"sonde/schema"
 )
 
 // message is a published batch that is not acknowledged.
@@ -20,11 +21,8 @@ type message struct {
 	err      error // of the answer
 }
 
-// Bounds of the messages whose memory is kept for the next ones.
-const (
-	maxFreeMessages = 64
-	maxFreeBytes    = 1 << 20 // of one message
-)
+// maxFreeMessages bounds the messages that are kept for the next ones.
+const maxFreeMessages = 1024
 
 // ackQueue takes the bus's answers, which come from other goroutines. It holds
 // at most the messages in flight.
@@ -96,6 +94,9 @@ func (r *rank) newMessage(c *chain) *message {
 		m, r.freeMessages = r.freeMessages[n-1], r.freeMessages[:n-1]
 	}
 	m.c = c
+	if c.key.kind == schema.KindVectors { // the others bring memory of their own
+		m.data = r.buffers.take()
+	}
 	return m
 }
 
@@ -133,14 +134,17 @@ func (r *rank) book(m *message) {
 	}
 }
 
-// settle lets go of the groups of a message and reuses its memory.
+// settle lets go of the groups of a message and keeps its memory.
 func (r *rank) settle(m *message) {
 	for i, g := range m.groups {
 		g.refs--
 		m.groups[i] = nil
 	}
-	if len(r.freeMessages) < maxFreeMessages && cap(m.data) <= maxFreeBytes {
-		*m = message{groups: m.groups[:0], data: m.data[:0]}
+	if m.c.key.kind == schema.KindVectors {
+		r.buffers.put(m.data, r.agent.inflightShare())
+	}
+	*m = message{groups: m.groups[:0]}
+	if len(r.freeMessages) < maxFreeMessages {
 		r.freeMessages = append(r.freeMessages, m)
 	}
 }

@@ -40,6 +40,7 @@ type rank struct {
 
 	inflight     int64 // bytes published and not acknowledged
 	freeMessages []*message
+	buffers      buffers
 	refused      []*message
 	failed       error // the bus gave up on a message
 
@@ -386,6 +387,7 @@ func (r *rank) tick(linger time.Duration) {
 	}
 	r.oldestNS.Store(int64(oldest))
 	r.relieve()
+	r.buffers.trim(r.clock)
 }
 
 // takeOpen lists the chains with an open batch, and forgets the others. The
