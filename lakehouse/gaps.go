@@ -29,6 +29,7 @@ type expectation struct {
 // hook.
 type ledgerView struct {
 	q        TensorQuery
+	shard    int
 	sequence Sequence
 	request  Request
 	entries  map[uint32]map[int]bool // layout: entries that are the hook, layer and shard
@@ -43,9 +44,9 @@ type ledgerView struct {
 	facts    []account.Fact // expected, missing and dropped, until the layouts are known
 }
 
-func newLedgerView(q TensorQuery, s Sequence, r Request) *ledgerView {
-	return &ledgerView{q: q, sequence: s, request: r, entries: map[uint32]map[int]bool{}, wanted: map[int32]expectation{},
-		passes: map[int32]int32{}, verdicts: map[int32]map[int32]bool{}, captures: map[uint64]string{},
+func newLedgerView(q TensorQuery, shard int, s Sequence, r Request) *ledgerView {
+	return &ledgerView{q: q, shard: shard, sequence: s, request: r, entries: map[uint32]map[int]bool{},
+		wanted: map[int32]expectation{}, passes: map[int32]int32{}, verdicts: map[int32]map[int32]bool{}, captures: map[uint64]string{},
 		figures: map[int32]bool{}}
 }
 
@@ -87,7 +88,7 @@ func (v *ledgerView) read(ctx context.Context, l *Lake) error {
 			return err
 		}
 	}
-	q := Query{Request: v.q.Request, Sample: &v.q.Sample, Hook: v.q.Hook, Layer: &v.q.Layer, Shard: &v.q.Shard,
+	q := Query{Request: v.q.Request, Sample: &v.q.Sample, Hook: v.q.Hook, Layer: &v.q.Layer, Shard: &v.shard,
 		Epoch: &v.sequence.Epoch, Number: &v.sequence.Number}
 	return l.VectorStats(ctx, q, func(s *VectorStats) error {
 		v.figures[s.Position] = true
@@ -113,7 +114,7 @@ func (v *ledgerView) layout(f *Fact) error {
 	}
 	v.entries[f.Layout] = map[int]bool{}
 	for i, e := range entries {
-		if e.Hook == v.q.Hook && e.Layer == v.q.Layer && e.Shard == v.q.Shard {
+		if e.Hook == v.q.Hook && e.Layer == v.q.Layer && e.Shard == v.shard {
 			v.entries[f.Layout][i] = true
 			v.sampled = v.sampled || e.Select == "sampled"
 		}

@@ -15,9 +15,9 @@ type TensorQuery struct {
 	Request      string
 	Sample       int
 	Hook         string
-	Layer        int // -1: none
-	Shard        int // part of a tensor that is split over ranks
-	From, To     int // positions [From, To); To 0: to the last position that anything is known about
+	Layer        int  // -1: none
+	Shard        *int // one part of a tensor that is split over ranks; nil: all of them, joined
+	From, To     int  // positions [From, To); To 0: to the last position that anything is known about
 	AllowPartial bool
 	Epoch        *uint64 // needed when the request id was used more than once
 	Number       *uint64 // needed when it was used more than once in an epoch

@@ -29,7 +29,7 @@ type Tensor struct {
 	Hook       string
 	Layer      int // -1: none
 	Shard      int
-	ShardCount int // above 1, the rows are only the part Shard of the tensor
+	ShardCount int // above 1, the rows are only the part Shard of the tensor, as the query wanted
 	Epoch      uint64
 	Number     uint64
 	DType      string  // of Raw, as in schema.Header
@@ -40,6 +40,8 @@ type Tensor struct {
 	Raw        []byte  // row after row as captured, little-endian
 	RowBytes   []int   // of each row
 	Missing    []Gap   // with AllowPartial only: positions that have no row
+
+	cached int32 // prompt tokens that the prefix cache served
 }
 
 // Gap is a run of positions [From, To) without rows.
@@ -109,35 +111,54 @@ func (e *AmbiguousError) Error() string {
 // with zeros. Missing is what the ledger expects and the tables lack, and a prompt
 // prefix that came from the cache. With From or To set it is every position of the
 // range without a row, but for positions that the engine took back.
+//
+// A tensor that was split over ranks is joined along the last axis of its rows,
+// unless q asks for one shard; a position that a shard lacks is missing, and the
+// reason names the shard. Epoch and Number are then those of the first shard.
 func (l *Lake) Tensor(ctx context.Context, q TensorQuery) (*Tensor, error) {
 	if q.From < 0 || q.To < 0 || q.To > 0 && q.To <= q.From {
 		return nil, fmt.Errorf("read a tensor: positions [%d, %d) are no range", q.From, q.To)
 	}
 	state := &Lake{dir: l.dir} // of one commit, whatever Refresh does meanwhile
 	state.state.Store(l.state.Load())
-	c := &collector{q: q, rows: map[rowKey]tensorRow{}, ranks: map[Sequence]rank{}}
-	if err := c.collect(ctx, state); err != nil {
-		return nil, fmt.Errorf("read a tensor: %w", err)
+	var t *Tensor
+	var err error
+	if q.Shard == nil {
+		t, err = state.whole(ctx, q)
+	} else {
+		t, err = state.part(ctx, q, *q.Shard)
 	}
-	sequence, err := c.sequence(ctx, state)
 	if err != nil {
 		return nil, fmt.Errorf("read a tensor: %w", err)
-	}
-	why := newLedgerView(q, sequence, c.request)
-	if err := why.read(ctx, state); err != nil {
-		return nil, fmt.Errorf("read a tensor: %w", err)
-	}
-	t, err := c.tensor(sequence, why)
-	if err != nil {
-		return nil, fmt.Errorf("read a tensor: %w", err)
-	}
-	t.Missing = why.gaps(t.Positions)
-	if len(t.Positions) == 0 && len(t.Missing) == 0 {
-		return nil, c.notFound(ctx, state)
 	}
 	if len(t.Missing) > 0 && !q.AllowPartial {
 		return nil, &IncompleteError{Request: q.Request, Sample: q.Sample, Hook: q.Hook, Layer: q.Layer,
-			Rows: len(t.Positions), Gaps: t.Missing, CachedTokens: c.request.CachedTokens}
+			Rows: len(t.Positions), Gaps: t.Missing, CachedTokens: t.cached}
+	}
+	return t, nil
+}
+
+// part reads one shard, and lists what it lacks in Missing.
+func (l *Lake) part(ctx context.Context, q TensorQuery, shard int) (*Tensor, error) {
+	c := &collector{q: q, shard: shard, rows: map[rowKey]tensorRow{}, ranks: map[Sequence]rank{}}
+	if err := c.collect(ctx, l); err != nil {
+		return nil, err
+	}
+	sequence, err := c.sequence(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	why := newLedgerView(q, shard, sequence, c.request)
+	if err := why.read(ctx, l); err != nil {
+		return nil, err
+	}
+	t, err := c.tensor(sequence, why)
+	if err != nil {
+		return nil, err
+	}
+	t.Missing, t.cached = why.gaps(t.Positions), c.request.CachedTokens
+	if len(t.Positions) == 0 && len(t.Missing) == 0 {
+		return nil, c.notFound(ctx, l)
 	}
 	return t, nil
 }
@@ -158,6 +179,7 @@ type tensorRow struct {
 // collector gathers the rows of a tensor from vectors and tokens.
 type collector struct {
 	q       TensorQuery
+	shard   int
 	rows    map[rowKey]tensorRow
 	bytes   int
 	ranks   map[Sequence]rank // that computed the rows
@@ -170,9 +192,9 @@ type rank struct {
 	rank   int
 }
 
-func (c *collector) query() Query {
+func (c *collector) query(shard int) Query {
 	q := c.q
-	return Query{Request: q.Request, Sample: &q.Sample, Hook: q.Hook, Layer: &q.Layer, Shard: &q.Shard, Epoch: q.Epoch,
+	return Query{Request: q.Request, Sample: &q.Sample, Hook: q.Hook, Layer: &q.Layer, Shard: &shard, Epoch: q.Epoch,
 		Number: q.Number}
 }
 
@@ -193,14 +215,14 @@ func (c *collector) add(k rowKey, o *table.Origin, r tensorRow) error {
 }
 
 func (c *collector) collect(ctx context.Context, l *Lake) error {
-	err := l.Vectors(ctx, c.query(), func(v *Vector) error {
+	err := l.Vectors(ctx, c.query(c.shard), func(v *Vector) error {
 		return c.add(rowKey{Sequence{v.Epoch, v.Number}, v.Position, v.Pass}, &v.Origin,
 			tensorRow{v.Raw, v.DType, v.Shape, v.Ragged, v.ShardCount})
 	})
 	if err != nil || c.q.Hook != tokenHook {
 		return err
 	}
-	return l.Tokens(ctx, c.query(), func(t *Token) error {
+	return l.Tokens(ctx, c.query(c.shard), func(t *Token) error {
 		return c.add(rowKey{Sequence{t.Epoch, t.Number}, t.Position, t.Pass}, &t.Origin, tensorRow{
 			binary.LittleEndian.AppendUint32(nil, uint32(t.TokenID)), "i32", nil, false, t.ShardCount})
 	})
@@ -263,7 +285,7 @@ func (c *collector) tensor(s Sequence, why *ledgerView) (*Tensor, error) {
 			last[k.position] = k
 		}
 	}
-	t := &Tensor{Request: c.q.Request, Sample: c.q.Sample, Hook: c.q.Hook, Layer: c.q.Layer, Shard: c.q.Shard,
+	t := &Tensor{Request: c.q.Request, Sample: c.q.Sample, Hook: c.q.Hook, Layer: c.q.Layer, Shard: c.shard,
 		Epoch: s.Epoch, Number: s.Number, Positions: slices.Sorted(maps.Keys(last))}
 	var shape []int
 	for i, p := range t.Positions {

@@ -246,25 +246,6 @@ func TestWhatIsNotThereListsWhatIs(t *testing.T) {
 	}
 }
 
-func TestShardsAreReadOneByOne(t *testing.T) {
-	b := newBuilder(t)
-	for shard := range 2 { // each from a rank of its own, and both ranks know the request
-		h := header(uint64(1 + shard))
-		h.Rank = shard
-		b.add(schema.EncodeRequests(h, []schema.RequestRow{{Seq: 1, Event: schema.EventOpen, Number: 1, Request: "r"}}))
-		h.Hook, h.Layer, h.Shard, h.ShardCount, h.DType = "h", 2, shard, 2, "u8"
-		b.vectorsOf(h, row(0, byte(shard)))
-	}
-	l := b.lake()
-	for shard := range 2 {
-		q := ofH
-		q.Shard = shard
-		if got := mustTensor(t, l, q); string(got.Raw) != string([]byte{byte(shard)}) || got.ShardCount != 2 {
-			t.Errorf("shard %d: %+v", shard, got)
-		}
-	}
-}
-
 func TestRowsOfDifferentShapesAreAnError(t *testing.T) {
 	b := newBuilder(t)
 	b.vectors(1, "h", 2, "u8", []int{2}, row(0, 1, 1))

@@ -62,6 +62,7 @@ type tensorFlags struct {
 	format string
 	out    string
 	epoch  string
+	shard  int
 }
 
 var tensorWriters = map[string]func(*lakehouse.Tensor, io.Writer) error{
@@ -78,6 +79,7 @@ func lakeTensorCommand(dir *string) *cobra.Command {
 		Long: `Read back one hook of one layer of a request: the accepted pass of each token, in order
 of position. LAYER is "-" for hooks without a layer, like embed. A gap is an error that names
 the token ranges; --allow-partial leaves them out and lists them. Zeros are never filled in.
+The shards of a tensor that was split over ranks are joined; one that is missing is named.
 
   sonde lake tensor demo-de-01 resid_post 2 --format npy --out resid_post.npy`,
 		Args: cobra.ExactArgs(3),
@@ -97,6 +99,7 @@ the token ranges; --allow-partial leaves them out and lists them. Zeros are neve
 	c.Flags().IntVar(&f.query.From, "from", 0, "first position")
 	c.Flags().IntVar(&f.query.To, "to", 0, "one past the last position; 0: to the end")
 	c.Flags().BoolVar(&f.query.AllowPartial, "allow-partial", false, "write what there is, and list the gaps")
+	c.Flags().IntVar(&f.shard, "shard", -1, "only this part of a tensor that was split over ranks")
 	c.Flags().StringVar(&f.epoch, "epoch", "", "16 hex digits; needed when the request id was used more than once")
 	return c
 }
@@ -112,6 +115,9 @@ func (f *tensorFlags) run(c *cobra.Command, dir string) error {
 			return usageError{err}
 		}
 		f.query.Epoch = &epoch
+	}
+	if c.Flags().Changed("shard") {
+		f.query.Shard = &f.shard
 	}
 	lake, err := lakehouse.Open(dir)
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -170,7 +171,7 @@ func storedOf(ctx context.Context, lake *lakehouse.Lake, q lakehouse.Query, b *a
 		h.from, h.to = min(h.from, position), max(h.to, position)
 	}
 	err := lake.Vectors(ctx, q, func(v *lakehouse.Vector) error {
-		take(v.Hook, fmt.Sprintf("%s %v", v.DType, v.Shape), v.Layer, v.Position)
+		take(v.Hook, fmt.Sprintf("%s %v%s", v.DType, v.Shape, shardText(v.Shard, v.ShardCount)), v.Layer, v.Position)
 		b.Stored(account.Row{Epoch: v.Epoch, Hook: v.Hook, Layer: v.Layer, Shard: v.Shard, Seq: v.Seq, Row: v.Row})
 		return nil
 	})
@@ -178,7 +179,7 @@ func storedOf(ctx context.Context, lake *lakehouse.Lake, q lakehouse.Query, b *a
 		return nil, err
 	}
 	err = lake.VectorStats(ctx, q, func(v *lakehouse.VectorStats) error {
-		take(v.Hook, "stats", v.Layer, v.Position)
+		take(v.Hook, "stats"+shardText(v.Shard, v.ShardCount), v.Layer, v.Position)
 		b.Stored(account.Row{Epoch: v.Epoch, Hook: v.Hook, Layer: v.Layer, Shard: v.Shard, Seq: v.Seq, Row: v.Row})
 		return nil
 	})
@@ -195,12 +196,18 @@ func storedOf(ctx context.Context, lake *lakehouse.Lake, q lakehouse.Query, b *a
 		out = append(out, h)
 	}
 	sort.Slice(out, func(i, j int) bool {
-		if out[i].hook != out[j].hook {
-			return out[i].hook < out[j].hook
-		}
-		return out[i].layer < out[j].layer
+		a, b := out[i], out[j]
+		return cmp.Or(cmp.Compare(a.hook, b.hook), cmp.Compare(a.layer, b.layer), cmp.Compare(a.form, b.form)) < 0
 	})
 	return out, err
+}
+
+// shardText names a part of a tensor that was split over ranks.
+func shardText(shard, count int) string {
+	if count <= 1 {
+		return ""
+	}
+	return fmt.Sprintf(", shard %d of %d", shard, count)
 }
 
 // factsOf feeds the facts about a request, and those about whole captures, which
