@@ -113,7 +113,7 @@ func watch(ctx context.Context, o options, pipe *fleet.Pipeline) ([]*sample, err
 		if err := pipe.Died(); err != nil {
 			return nil, err
 		}
-		s, err := look(pipe, began, last)
+		s, err := look(pipe, began, samples)
 		if err != nil {
 			return nil, err
 		}

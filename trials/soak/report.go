@@ -51,7 +51,7 @@ func figure(x float64) string {
 const (
 	panelWidth, panelHeight = 560, 170
 	plotLeft, plotTop       = 14, 40
-	plotWidth, plotHeight   = panelWidth - 2*plotLeft, panelHeight - plotTop - 26
+	plotWidth, plotHeight   = panelWidth - 2*plotLeft, panelHeight - plotTop - 36
 )
 
 // panel is one gauge of the drawing; all coordinates are pixels.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,8 +26,12 @@ type totals struct{ lakeFiles, lakeBytes, logBytes float64 }
 
 const mebibyte = 1 << 20
 
-// look takes a sample. before is the one before, nil for the first.
-func look(pipe *fleet.Pipeline, began time.Time, before *sample) (*sample, error) {
+// window is over how many commits the lake is measured: from one checkpoint of its
+// log to the next, so that each window holds one.
+const window = 64
+
+// look takes a sample. earlier are those before it.
+func look(pipe *fleet.Pipeline, began time.Time, earlier []*sample) (*sample, error) {
 	run, err := pipe.AgentMetrics()
 	if err != nil {
 		return nil, fmt.Errorf("sample sonde run: %w", err)
@@ -45,13 +50,23 @@ func look(pipe *fleet.Pipeline, began time.Time, before *sample) (*sample, error
 	if err := s.count(pipe.Dir); err != nil {
 		return nil, err
 	}
-	if before != nil && s.commits > before.commits && s.tokens > before.tokens {
+	s.compare(earlier)
+	return s, nil
+}
+
+// compare fills the gauges of the lake with what the last window of commits added.
+// Samples of the first window have none.
+func (s *sample) compare(earlier []*sample) {
+	for _, before := range slices.Backward(earlier) {
 		commits := s.commits - before.commits
+		if commits < window || s.tokens <= before.tokens {
+			continue
+		}
 		s.values["lake: files per commit"] = (s.totals.lakeFiles - before.totals.lakeFiles) / commits
 		s.values["lake: log per commit"] = (s.totals.logBytes - before.totals.logBytes) / commits / 1024
 		s.values["lake: bytes per token"] = (s.totals.lakeBytes - before.totals.lakeBytes) / (s.tokens - before.tokens)
+		return
 	}
-	return s, nil
 }
 
 // capturedTokens are those whose rows the ring took.
@@ -114,8 +129,7 @@ func kindOf(path string) string {
 	return "logs, dead letters"
 }
 
-// series are the points of a gauge. A sample without a commit since the one
-// before has none of the gauges per commit.
+// series are the points of a gauge, of the samples that have it.
 func series(samples []*sample, g gauge) []point {
 	var out []point
 	for _, s := range samples {

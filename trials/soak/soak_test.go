@@ -138,6 +138,31 @@ func TestFilesAreCountedAsWhatTheyAre(t *testing.T) {
 	}
 }
 
+// Between two checkpoints the log hardly grows: a checkpoint that holds all before
+// must show all the same.
+func TestCheckpointsOfTheLogAreNotOverlooked(t *testing.T) {
+	var samples []*sample
+	for commits := range 8 * window {
+		s := &sample{commits: float64(commits), tokens: float64(1 + 1000*commits), at: time.Duration(commits) * time.Second,
+			values: map[string]float64{}}
+		if commits > 0 {
+			s.totals = samples[commits-1].totals
+		}
+		s.totals.logBytes += 1024
+		if commits%window == 0 {
+			s.totals.logBytes += float64(commits) * 4096
+		}
+		s.compare(samples)
+		samples = append(samples, s)
+	}
+	if v := verdictOf(t, "lake: log per commit", series(samples, named(t, "lake: log per commit"))); v.flat() {
+		t.Errorf("checkpoints that grow are taken for flat: drift %v, allowed %v", v.drift, v.allowed)
+	}
+	if _, early := samples[window-1].values["lake: log per commit"]; early {
+		t.Error("a sample of the first window compares with nothing")
+	}
+}
+
 func TestTokensThatTheRingDroppedAreNotCaptured(t *testing.T) {
 	m := map[string]float64{"sonde_engine_tokens_total": 1000, "sonde_engine_ring_captured_rows_total": 4000,
 		"sonde_engine_ring_dropped_rows_total": 1000}
