@@ -111,7 +111,7 @@ func (e *engine) prepare() (err error) {
 		return err
 	}
 	if e.listener, err = net.Listen("tcp", e.o.Listen); err != nil {
-		return fmt.Errorf("listen for requests: %w", err)
+		return fmt.Errorf("listen for requests: %w; choose another address with --listen", err)
 	}
 	if err = e.openRing(); err != nil {
 		return err

@@ -88,7 +88,21 @@ Exit codes: 0 ok, 1 the environment is unusable or a check failed, 2 wrong usage
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(commands()...)
+	for _, c := range root.Commands() {
+		if c.HasSubCommands() {
+			c.RunE = group
+		}
+	}
 	return root
+}
+
+// group is what a command does that only groups others: without one, it explains
+// them; a word that is none of them is a mistake and must not look like success.
+func group(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return c.Help()
+	}
+	return usageError{fmt.Errorf("unknown command %q for %q; see %s --help", args[0], c.CommandPath(), c.CommandPath())}
 }
 
 // commands lists every command; each is written in the file of its name.

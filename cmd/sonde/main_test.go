@@ -31,6 +31,9 @@ func TestExitCodes(t *testing.T) {
 		{"validate", exitUsage, "accepts 1 arg"},
 		{"validate --frobnicate x", exitUsage, "sonde validate --help"},
 		{"frobnicate", exitUsage, "unknown command"},
+		{"lake", exitOK, "sonde lake verify"},
+		{"lake frobnicate", exitUsage, "unknown command \"frobnicate\" for \"sonde lake\""},
+		{"replay " + filepath.Join(dir, "absent"), exitFailed, "name the folder that sonde record wrote"},
 	} {
 		var out, errOut bytes.Buffer
 		code := run(strings.Fields(c.args), &out, &errOut)

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -91,6 +93,9 @@ in mode enforce finds its verdicts too old to act on. The recording is checked a
 				}
 			}
 			r, err := recording.Open(args[0])
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%w; name the folder that sonde record wrote", err)
+			}
 			if err != nil {
 				return err
 			}
