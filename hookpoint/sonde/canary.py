@@ -225,7 +225,8 @@ class Canaries:
             bad = np.flatnonzero(~(errors <= self.tolerance))
             if len(bad):
                 most, first = np.max(errors[bad]), int(bad[0])
-                out.append(f"{where} is off at {len(bad)} of {len(want)} positions, by {most:.2g} at most, first at {first}")
+                how = f"by {most:.2g} at most, first at position {first}"
+                out.append(f"{where} is off at {len(bad)} of {len(want)} positions, {how}")
         return out
 
     def _alert(self, name: str, wrong: list[str]) -> None:
