@@ -162,7 +162,9 @@ func report(dir string, samples []*sample) error {
 	return nil
 }
 
-// settle lets the pipeline come to rest, and asks for the account and for every row.
+// settle lets the pipeline come to rest, and asks for the two laws and the account.
+// That each row has its bytes is for fidelity and torture to show: to read a million
+// tokens back takes as long as to capture them.
 func settle(ctx context.Context, pipe *fleet.Pipeline, binary string) error {
 	if err := pipe.Engine.Stop(60 * time.Second); err != nil {
 		return err
@@ -192,6 +194,5 @@ func settle(ctx context.Context, pipe *fleet.Pipeline, binary string) error {
 	if err := verify.Run(); err != nil {
 		return fmt.Errorf("sonde lake verify: %w", err)
 	}
-	_, err = oracle.CompareWithWitness(ctx, os.Stdout, pipe.Lake, pipe.Witness)
-	return err
+	return nil
 }
