@@ -10,8 +10,8 @@ BIN := build/sonde
 GOFILES := $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)
 SEED ?= $(shell date +%s)
 
-.PHONY: help build demo check fmt vet staticcheck tidy generate-check docs-reference test race
-.PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity torture bench-ring bench-stall clean
+.PHONY: help build demo kafka bench-kafka check fmt vet staticcheck tidy generate-check docs-reference test race
+.PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity torture bench bench-ring bench-stall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -23,8 +23,26 @@ build: ## build the one binary, build/sonde, without cgo
 libsonde: ## build the capture library for engines in C, C++ and Python, build/cuda/libsonde.so (needs g++)
 	$(MAKE) -C cuda all
 
-demo: build ## watch a real model, its bus, its dataset and its detector for about 30 s
+demo: build ## watch a real model, its bus, its dataset and its detector for about 30 s (BUS=kafka: on a real Kafka broker)
+ifeq ($(BUS),kafka)
+	$(MAKE) --no-print-directory kafka
+	go run ./trials/kafka -- $(BIN) demo --kafka {broker}
+else
 	$(BIN) demo
+endif
+
+kafka: ## fetch a real Kafka broker for tests and trials, once, into build/kafka (needs java and mvn)
+	@if [ -d build/kafka/lib ]; then :; \
+	elif ! command -v mvn >/dev/null || ! command -v java >/dev/null; then \
+	  echo "NOT RUN: Kafka broker: needs java and mvn"; \
+	else \
+	  mkdir -p build/kafka && rm -rf build/kafka/part && \
+	  mvn -q -B -f bus/kafkatest/pom.xml dependency:copy-dependencies -DincludeScope=runtime \
+	    -DoutputDirectory="$$PWD/build/kafka/part" && mv build/kafka/part build/kafka/lib; \
+	fi
+
+bench-kafka: kafka ## publishing to and reading from a real Kafka broker, as ratios to the bare kafka-go client
+	go run ./trials/kafkabench
 
 check: fmt vet staticcheck tidy generate-check ## format, vet, staticcheck, house rules, generated code
 
@@ -133,8 +151,11 @@ fidelity: build ## verify the identity of at least 1,000,000 rows of the arithme
 torture: build ## at least 200 SIGKILLs of engine, agent, materializer and broker (SEED=n repeats a run)
 	go run ./trials/torture -seed $(SEED)
 
-bench-ring: ## ring to Arrow bytes, as ratios to memcpy and to arrow-go alone
-	go run ./trials/benchring
+bench: build ## each part against something bare in the same run, on one page; results in bench/results.jsonl
+	go run ./trials/bench
+
+bench-ring: ## section a of the page: ring to Arrow bytes, as ratios to memcpy and to arrow-go alone
+	go run ./trials/bench -only a
 
 bench-stall: build ## the engine's step time with the agent running and with the agent stopped for 30 s
 	go run ./trials/stall

@@ -12,8 +12,11 @@ type batchRecord struct {
 	headers [][2]string
 }
 
-// batchOverhead is more than a batch of one message adds to its key and value.
-const batchOverhead = 256
+// More than a batch adds to its messages, and than a message adds to key and value.
+const (
+	batchOverhead  = 128
+	recordOverhead = 32
+)
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,11 +22,14 @@ const (
 // kafkaPublisher is a window of messages that are not acknowledged, in the order
 // of the calls. One batch is under way at a time, and it is repeated until it is
 // acknowledged: so nothing overtakes it, whatever happens to the broker. Where an
-// acknowledgement was lost, the batch is stored twice.
+// acknowledgement was lost, the batch is stored twice. Meanwhile the next batch is
+// being encoded.
 type kafkaPublisher struct {
-	k      *Kafka
-	signal chan struct{} // something for the sender to look at
-	buffer []byte        // of the sender
+	k       *Kafka
+	signal  chan struct{} // something for the encoder to look at
+	trimmed chan struct{} // there may be room in a full stream
+	encoded chan *kafkaBatch
+	buffers chan []byte // that nobody reads any more
 
 	mu      sync.Mutex    // a leaf
 	room    chan struct{} // closed and made anew when the window shrinks
@@ -39,18 +43,26 @@ type kafkaEntry struct {
 	m        Message
 	done     func(uint64, error)
 	stopWait func() bool // of the context
+	batched  bool        // it is in a batch
 	encoding bool        // its data are being read
 	err      error       // why it was given up
 	finished bool        // done was called, or is about to be
 }
 
-func newKafkaPublisher(k *Kafka) *kafkaPublisher {
-	return &kafkaPublisher{k: k, signal: make(chan struct{}, 1), room: make(chan struct{})}
+// kafkaBatch is some messages, encoded.
+type kafkaBatch struct {
+	entries []*kafkaEntry
+	bytes   []byte
 }
 
-func (p *kafkaPublisher) wake() {
+func newKafkaPublisher(k *Kafka) *kafkaPublisher {
+	return &kafkaPublisher{k: k, signal: make(chan struct{}, 1), trimmed: make(chan struct{}, 1),
+		encoded: make(chan *kafkaBatch), buffers: make(chan []byte, 2), room: make(chan struct{})}
+}
+
+func wake(signal chan struct{}) {
 	select {
-	case p.signal <- struct{}{}:
+	case signal <- struct{}{}:
 	default:
 	}
 }
@@ -83,13 +95,14 @@ func (p *kafkaPublisher) publish(ctx context.Context, m Message, done func(uint6
 	p.k.metrics.published.Inc()
 	p.k.metrics.publishedBytes.Add(float64(size))
 	p.k.metrics.window.Set(float64(p.bytes))
-	refused := p.check(&m)
+	e.err = p.check(&m)
+	refused := e.err
 	e.stopWait = context.AfterFunc(ctx, func() { p.giveUp(e, ctx.Err()) })
 	p.mu.Unlock()
 	if refused != nil {
 		p.giveUp(e, refused)
 	}
-	p.wake()
+	wake(p.signal)
 	return nil
 }
 
@@ -116,7 +129,7 @@ func (p *kafkaPublisher) giveUp(e *kafkaEntry, err error) {
 	p.mu.Lock()
 	p.drop()
 	p.mu.Unlock()
-	p.wake()
+	wake(p.signal)
 }
 
 func (p *kafkaPublisher) finish(e *kafkaEntry, seq uint64, err error) {
@@ -137,41 +150,103 @@ func (p *kafkaPublisher) finish(e *kafkaEntry, seq uint64, err error) {
 	e.done(seq, err)
 }
 
-// run sends what is in the window until the bus is closed.
-func (p *kafkaPublisher) run() {
-	most := kafkaBatchMessages
+// encode makes batches of what is in the window until the bus is closed.
+func (p *kafkaPublisher) encode() {
 	for p.k.ctx.Err() == nil {
-		batch := p.next(most)
-		if len(batch) == 0 {
+		b := p.next()
+		if b == nil {
 			select {
 			case <-p.signal:
 			case <-p.k.ctx.Done():
 			}
 			continue
 		}
-		most = p.send(batch)
+		select {
+		case p.encoded <- b:
+		case <-p.k.ctx.Done():
+		}
 	}
 }
 
-// next takes what was given up off the front of the window, and is the next batch.
-func (p *kafkaPublisher) next(most int) []*kafkaEntry {
+// run sends one batch after another until the bus is closed.
+func (p *kafkaPublisher) run() {
+	p.k.workers.Go(p.encode)
+	for {
+		select {
+		case b := <-p.encoded:
+			p.send(b)
+		case <-p.k.ctx.Done():
+			return
+		}
+	}
+}
+
+// next is the next batch, or nil.
+func (p *kafkaPublisher) next() *kafkaBatch {
+	var entries []*kafkaEntry
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.drop()
-	var batch []*kafkaEntry
 	bytes, bound := 0, int(min(kafkaBatchBytes, p.k.limit.Load()))
 	for _, e := range p.entries {
-		if e.err != nil {
+		if e.batched || e.err != nil {
 			continue
 		}
-		size := len(e.m.Data) + len(e.m.Subject) + batchOverhead
-		if len(batch) == most || len(batch) > 0 && bytes+size > bound {
+		bytes += len(e.m.Data) + len(e.m.Subject) + recordOverhead
+		if len(entries) == kafkaBatchMessages || len(entries) > 0 && bytes > bound {
 			break
 		}
-		batch = append(batch, e)
-		bytes += size
+		e.batched, e.encoding = true, true
+		entries = append(entries, e)
 	}
-	return batch
+	p.mu.Unlock()
+	if len(entries) == 0 {
+		return nil
+	}
+	return p.encodeNow(entries)
+}
+
+// encodeNow writes messages that are marked as being encoded.
+func (p *kafkaPublisher) encodeNow(entries []*kafkaEntry) *kafkaBatch {
+	records := make([]batchRecord, len(entries))
+	for i, e := range entries {
+		records[i] = batchRecord{key: e.m.Subject, value: e.m.Data}
+	}
+	var buffer []byte
+	select {
+	case buffer = <-p.buffers:
+	default:
+	}
+	b := &kafkaBatch{entries: entries, bytes: encodeBatch(buffer, time.Now().UnixMilli(), records)}
+	p.mu.Lock()
+	var gone []*kafkaEntry
+	for _, e := range entries {
+		if e.encoding = false; e.err != nil {
+			gone = append(gone, e)
+		}
+	}
+	p.mu.Unlock()
+	for _, e := range gone {
+		p.finish(e, 0, e.err)
+	}
+	return b
+}
+
+// alone makes a batch of one message, nil when it was given up.
+func (p *kafkaPublisher) alone(e *kafkaEntry) *kafkaBatch {
+	p.mu.Lock()
+	wanted := e.err == nil
+	e.encoding = wanted
+	p.mu.Unlock()
+	if !wanted {
+		return nil
+	}
+	return p.encodeNow([]*kafkaEntry{e})
+}
+
+// wanted says whether anybody waits for a batch still.
+func (p *kafkaPublisher) wanted(b *kafkaBatch) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(b.entries, func(e *kafkaEntry) bool { return e.err == nil })
 }
 
 // drop takes what is finished off the front of the window. Callers hold the lock.
@@ -193,71 +268,45 @@ func (p *kafkaPublisher) drop() {
 	p.k.metrics.window.Set(float64(p.bytes))
 }
 
-// encode writes what is not given up of a batch.
-func (p *kafkaPublisher) encode(batch []*kafkaEntry) (encoded []byte, live []*kafkaEntry) {
-	var records []batchRecord
-	p.mu.Lock()
-	for _, e := range batch {
-		if e.err == nil {
-			e.encoding = true
-			live = append(live, e)
-			records = append(records, batchRecord{key: e.m.Subject, value: e.m.Data})
-		}
-	}
-	p.mu.Unlock()
-	if len(live) == 0 {
-		return nil, nil
-	}
-	p.buffer = encodeBatch(p.buffer, time.Now().UnixMilli(), records)
-	p.mu.Lock()
-	var gone []*kafkaEntry
-	for _, e := range live {
-		if e.encoding = false; e.err != nil {
-			gone = append(gone, e)
-		}
-	}
-	p.mu.Unlock()
-	for _, e := range gone {
-		p.finish(e, 0, e.err)
-	}
-	return p.buffer, live
-}
-
 // send repeats a batch until the broker took it, refused it, or nobody waits for it.
-// It says how many messages the next batch may have.
-func (p *kafkaPublisher) send(batch []*kafkaEntry) (most int) {
+func (p *kafkaPublisher) send(b *kafkaBatch) {
 	r := kafkaRecovery{p: p}
-	for p.k.ctx.Err() == nil {
-		encoded, live := p.encode(batch)
-		if len(live) == 0 {
-			break
-		}
-		if bound := p.k.o.MaxBytes; bound > 0 && !p.k.size.fits(uint64(len(encoded)), uint64(bound)) {
-			if len(live) > 1 { // a part of it may fit
-				return 1
+	defer p.k.size.settled()
+	for p.k.ctx.Err() == nil && p.wanted(b) {
+		if bound := p.k.o.MaxBytes; bound > 0 && !p.k.size.fits(uint64(len(b.bytes)), uint64(bound)) {
+			if len(b.entries) > 1 { // a part of it may fit
+				p.sendEach(b)
+				return
 			}
 			r.full()
 			continue
 		}
 		p.k.size.begin()
-		offset, err := p.k.produce(p.k.ctx, p.k.o.Stream, encoded)
-		if err == nil {
-			p.k.size.sent(offset, len(live), uint64(len(encoded)))
-			p.acknowledged(live, offset)
-			return kafkaBatchMessages
+		offset, err := p.k.produce(p.k.ctx, p.k.o.Stream, b.bytes)
+		switch {
+		case err == nil:
+			p.k.size.sent(offset, len(b.entries), uint64(len(b.bytes)))
+			p.acknowledged(b, offset)
+			return
+		case refusedByKafka(err) && len(b.entries) > 1: // one of them: find out which
+			p.sendEach(b)
+			return
+		case refusedByKafka(err):
+			m := &b.entries[0].m
+			p.giveUp(b.entries[0], fmt.Errorf("publish %d bytes to %s: %w: %w", len(m.Data), m.Subject, ErrRefused, err))
+			return
 		}
-		if refusedByKafka(err) {
-			if len(live) > 1 { // one of them: find out which
-				return 1
-			}
-			m := &live[0].m
-			p.giveUp(live[0], fmt.Errorf("publish %d bytes to %s: %w: %w", len(m.Data), m.Subject, ErrRefused, err))
-			break
-		}
-		p.buffer = nil // The lost question may still be reading it.
-		r.failed(err, len(live))
+		r.failed(err, len(b.entries))
 	}
-	return kafkaBatchMessages
+}
+
+// sendEach sends the messages of a batch one by one.
+func (p *kafkaPublisher) sendEach(b *kafkaBatch) {
+	for _, e := range b.entries {
+		if one := p.alone(e); one != nil {
+			p.send(one)
+		}
+	}
 }
 
 // refusedByKafka says that no repetition changes the answer.
@@ -270,13 +319,19 @@ func refusedByKafka(err error) bool {
 	return false
 }
 
-func (p *kafkaPublisher) acknowledged(live []*kafkaEntry, offset int64) {
-	for i, e := range live {
+func (p *kafkaPublisher) acknowledged(b *kafkaBatch, offset int64) {
+	for i, e := range b.entries {
 		p.finish(e, uint64(offset)+uint64(i)+1, nil)
 	}
 	p.mu.Lock()
 	p.drop()
 	p.mu.Unlock()
+	// The broker answered, so that nothing reads the batch any more. After a lost
+	// answer something may.
+	select {
+	case p.buffers <- b.bytes:
+	default:
+	}
 }
 
 // close gives up everything.
@@ -307,7 +362,7 @@ func (r *kafkaRecovery) full() {
 	}
 	t := time.NewTimer(r.wait)
 	select { // a Trim of this process wakes at once
-	case <-r.p.signal:
+	case <-r.p.trimmed:
 	case <-t.C:
 	case <-k.ctx.Done():
 	}

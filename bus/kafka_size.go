@@ -61,6 +61,13 @@ func (s *streamSize) begin() {
 	s.sending = true
 }
 
+// settled says that none is.
+func (s *streamSize) settled() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sending = false
+}
+
 // sent books a batch that was stored, and learns of what others stored before it.
 func (s *streamSize) sent(first int64, messages int, bytes uint64) {
 	s.mu.Lock()

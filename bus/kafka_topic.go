@@ -140,7 +140,7 @@ func (k *Kafka) checkTopic(ctx context.Context) error {
 			k.o.Stream, strings.Join(wrong, "; "))}
 	}
 	if n, err := strconv.ParseInt(have["max.message.bytes"], 10, 64); err == nil && n < topicMaxMessage {
-		k.limit.Store(max(1, n-batchOverhead-maxSubjectBytes))
+		k.limit.Store(max(1, n-batchOverhead-recordOverhead-maxSubjectBytes))
 	}
 	for _, d := range k.differences(t, have) {
 		k.log.Warn("the topic differs from what this program would make; it is left as it is", "topic", k.o.Stream,
@@ -268,7 +268,7 @@ func (k *Kafka) Trim(ctx context.Context, below uint64) error {
 			return fmt.Errorf("trim topic %s below %d: %w", k.o.Stream, below, err)
 		}
 		k.size.saw(info.Incarnation, int64(below)-1, int64(info.Last))
-		k.pub.wake()
+		wake(k.pub.trimmed)
 		return nil
 	})
 }
