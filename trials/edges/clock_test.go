@@ -13,6 +13,7 @@ import (
 // A wall clock that is set right by an hour, either way, must neither stop commits nor
 // let a detector take fresh tokens for old ones: it would stop no request any more.
 func TestAClockThatStepsByAnHourEachWayBreaksNothing(t *testing.T) {
+	t.Parallel()
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)

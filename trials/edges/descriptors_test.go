@@ -15,6 +15,7 @@ import (
 // Somebody opens connections without end until the agent has no file descriptor left:
 // ranks that are attached go on, the log stays readable, and all is well afterwards.
 func TestRunningOutOfFileDescriptorsStopsNoRankThatIsAttached(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, setup{})
 	r.start()
 	r.startEngine()
@@ -55,6 +56,15 @@ func TestRunningOutOfFileDescriptorsStopsNoRankThatIsAttached(t *testing.T) {
 		t.Errorf("%v ranks, attached %v times: the rank was cut off", m["sonde_producer_ranks"],
 			m["sonde_producer_attached_total"])
 	}
+	stop()
+	// The next engine must find the agent, too.
+	if err := r.engine.Stop(patience); err != nil {
+		t.Fatal(err)
+	}
+	r.startEngine()
+	acknowledged = r.acknowledged()
+	stop = r.load()
+	r.await("rows of the next engine", func() bool { return r.acknowledged() > acknowledged+200 })
 	stop()
 	a := r.judge()
 	t.Logf("%d connections\n%v", dials, a)

@@ -7,11 +7,13 @@ import (
 	"testing"
 
 	"sonde/trials/fleet"
+	"sonde/trials/oracle"
 )
 
 // The embedded server never writes again after one failed write; what was captured
 // meanwhile must be counted, and nobody must have to start anything again.
 func TestADiskThatFillsUnderJetStreamLosesNothingAcknowledged(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, setup{store: disk(t, 32)})
 	r.start()
 	r.startEngine("--ring-bytes", "256KiB")
@@ -22,6 +24,9 @@ func TestADiskThatFillsUnderJetStreamLosesNothingAcknowledged(t *testing.T) {
 	before := r.acknowledged()
 	free()
 	r.recover(before)
+	if _, err := oracle.Pending(t.Context(), "nats://"+r.bus, r.lake); err != nil {
+		t.Errorf("other processes no longer reach the bus: %v", err)
+	}
 	stop()
 	a := r.judge()
 	if a.Dropped["no_space"]+a.Dropped["no_slot"] == 0 {
@@ -57,6 +62,7 @@ func (r *rig) recover(before float64) {
 // A lake on a full disk must not hold half a commit, and nothing may be stored twice
 // once there is room.
 func TestAFullDiskUnderTheLakeShowsNothingHalfWrittenAndNothingTwice(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, setup{lake: disk(t, 16)})
 	r.start()
 	r.startEngine()
@@ -102,6 +108,7 @@ func (r *rig) lakeGoesOn() {
 // A recording on a full disk ends where it last synced; the engine and the pipeline
 // after it must not notice more than that.
 func TestAFullDiskUnderARecordingEndsItWhereItCanBeReplayed(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, setup{})
 	dir := disk(t, 8)
 	r.record(dir)

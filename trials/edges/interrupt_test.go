@@ -75,7 +75,8 @@ func (i *interrupts) run(within time.Duration, twice bool, args ...string) {
 	}
 	if wait(patience); !ended {
 		_ = cmd.Process.Signal(syscall.SIGQUIT) // Go says then where it hangs.
-		i.Fatalf("seed %d: %v, interrupted after %v, did not end: %v\n%s", i.seed, args, after, <-done, tail(out.String(), 4000))
+		err = <-done
+		i.Fatalf("seed %d: %v, interrupted after %v, did not end: %v\n%s", i.seed, args, after, err, tail(out.String(), 4000))
 	}
 	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	var exit *exec.ExitError
@@ -102,6 +103,7 @@ func b2i(b bool) int {
 // Whoever reads the ring may be stopped at any moment, and the next one goes on:
 // what the recordings and the pipelines together have kept is everything.
 func TestCtrlCOfRunRecordAndReplayAtAnyMomentLosesNoRow(t *testing.T) {
+	t.Parallel()
 	i := newInterrupts(t)
 	r := newRig(t, setup{})
 	dir := filepath.Join(r.dir, "recording")
@@ -128,13 +130,14 @@ func TestCtrlCOfRunRecordAndReplayAtAnyMomentLosesNoRow(t *testing.T) {
 
 // A file or a folder that somebody asked for is there as a whole, or not at all.
 func TestCtrlCOfTensorAndTrainingLeavesNothingHalfWritten(t *testing.T) {
+	t.Parallel()
 	i := newInterrupts(t)
 	r := newRig(t, setup{})
 	r.start()
 	r.startEngine("--step-delay", "0s")
 	for n := range 30 {
-		r.complete(fmt.Sprintf(`{"prompt": [%d, 7, 9], "max_tokens": 40, "sonde": {"request_id": "q%d", "labels": {"odd": "%d"}}}`,
-			1+n, n, n%2))
+		r.complete(fmt.Sprintf(`{"prompt": [%d, 7, 9], "max_tokens": 40, "sonde": {"request_id": "q%d",
+			"labels": {"odd": "%d"}}}`, 1+n, n, n%2))
 	}
 	r.judge()
 	whole := filepath.Join(r.dir, "whole.npy")
@@ -196,6 +199,7 @@ func (r *rig) complete(body string) {
 // The demo has an engine, a pipeline and reports; whatever moment it is, nothing may
 // look finished that is not.
 func TestCtrlCOfTheDemoLeavesALakeThatVerifiesAndNoHalfReport(t *testing.T) {
+	t.Parallel()
 	i := newInterrupts(t)
 	model, bundle := "../../models/trilingual", "../../detectors/german"
 	for n, within := range []time.Duration{300 * time.Millisecond, 1500 * time.Millisecond, 3 * time.Second} {

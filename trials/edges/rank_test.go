@@ -71,7 +71,8 @@ func (k *rank) open(number uint64, prompt int) {
 	for k.w.Stats().PendingControl > 1000 {
 		time.Sleep(time.Millisecond)
 	}
-	k.must(k.w.OpenRequest(ring2.RequestOpen{Number: number, ExternalID: requestName(number), PromptTokens: uint32(prompt)}))
+	k.must(k.w.OpenRequest(ring2.RequestOpen{Number: number, ExternalID: requestName(number),
+		PromptTokens: uint32(prompt)}))
 }
 
 func (k *rank) end(number uint64, prompt, generated int) {
@@ -79,8 +80,8 @@ func (k *rank) end(number uint64, prompt, generated int) {
 	for k.w.Stats().PendingControl > 1000 {
 		time.Sleep(time.Millisecond)
 	}
-	k.must(k.w.EndRequest(ring2.RequestEnd{Number: number, PromptTokens: uint32(prompt), GeneratedTokens: uint32(generated),
-		Passes: 1, Reason: ring2.FinishLength}))
+	k.must(k.w.EndRequest(ring2.RequestEnd{Number: number, PromptTokens: uint32(prompt),
+		GeneratedTokens: uint32(generated), Passes: 1, Reason: ring2.FinishLength}))
 }
 
 // tokens is a range of a request in all layouts.

@@ -16,6 +16,7 @@ import (
 
 // What cannot run must say so in a sentence and end, not wait or show a stack.
 func TestAReadOnlyDiskAtTheStartIsOneSentence(t *testing.T) {
+	t.Parallel()
 	for _, place := range []string{"store", "lake", "recording"} {
 		t.Run(place, func(t *testing.T) {
 			dir := disk(t, 4)
@@ -46,6 +47,7 @@ func TestAReadOnlyDiskAtTheStartIsOneSentence(t *testing.T) {
 // A disk with an error turns read-only under open files, and stays so until it is
 // unmounted: everybody must say so, end when asked to, and go on from there later.
 func TestADiskThatTurnsReadOnlyUnderWayLosesNothingAcknowledged(t *testing.T) {
+	t.Parallel()
 	t.Run("store", func(t *testing.T) {
 		d := newBreakable(t)
 		r := newRig(t, setup{store: filepath.Join(d.dir, "bus")})

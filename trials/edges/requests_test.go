@@ -21,10 +21,12 @@ var patientWriter = ring2.WriterOptions{Mode: ring2.Complete, StepStallBudget: p
 // A server with thousands of clients, whose agent is killed in the middle: the next
 // agent must learn all of them from the snapshot, and none may be forgotten.
 func TestTenThousandOpenRequestsKeepTheirNamesAndEnds(t *testing.T) {
+	t.Parallel()
 	const requests, prompt, generated, perStep = 10_000, 2, 2, 500
 	r := newRig(t, setup{})
 	r.start()
-	k := r.newRank(patientWriter, []ring2.LayoutEntry{{Hook: "resid_post", Layer: 3, DType: ring2.U8, Shape: []uint32{24}}})
+	k := r.newRank(patientWriter,
+		[]ring2.LayoutEntry{{Hook: "resid_post", Layer: 3, DType: ring2.U8, Shape: []uint32{24}}})
 	for n := range uint64(requests) {
 		k.open(n, prompt)
 	}
@@ -76,6 +78,7 @@ func TestTenThousandOpenRequestsKeepTheirNamesAndEnds(t *testing.T) {
 // Positions must be right to the end of the longest context, in the lake and in what
 // is read back from it.
 func TestARequestOfAHundredThousandTokensIsRightToItsLastPosition(t *testing.T) {
+	t.Parallel()
 	const tokens, chunk = 100_000, 2048
 	entry := ring2.LayoutEntry{Hook: "resid_post", Layer: 1, DType: ring2.F32, Shape: []uint32{8}}
 	r := newRig(t, setup{})
@@ -92,7 +95,8 @@ func TestARequestOfAHundredThousandTokensIsRightToItsLastPosition(t *testing.T) 
 		t.Errorf("%d rows of %d stored, %d expected", a.Stored, tokens, a.Expected)
 	}
 	out := filepath.Join(t.TempDir(), "out.npy")
-	if text, code := sonde(t, "lake", "tensor", requestName(7), "resid_post", "1", "--lake", r.lake, "--out", out); code != 0 {
+	text, code := sonde(t, "lake", "tensor", requestName(7), "resid_post", "1", "--lake", r.lake, "--out", out)
+	if code != 0 {
 		t.Fatalf("lake tensor ended with %d: %s", code, text)
 	}
 	npy, err := os.ReadFile(out)
@@ -119,6 +123,7 @@ func TestARequestOfAHundredThousandTokensIsRightToItsLastPosition(t *testing.T) 
 // Ranks of one engine share an agent; what happens to one is none of the others'
 // business.
 func TestSixtyFourRanksAtOnceAndTheDeathOfOne(t *testing.T) {
+	t.Parallel()
 	const ranks, steps, tokens = 64, 25, 4
 	r := newRig(t, setup{})
 	r.start()

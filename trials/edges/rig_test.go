@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ import (
 type rig struct {
 	*testing.T
 	dir, store, lake, witness string
-	socket, http, config      string
+	socket, bus, http, config string
 	run, engine, recorder     *fleet.Process
 	engineURL                 string
 	peak                      int  // MiB; peakMemory sets it
@@ -43,7 +44,7 @@ type setup struct {
 }
 
 const configText = `bus:
-  embedded: {store_dir: %[2]q, listen: "", max_bytes: 1GiB, retain_bytes: 64MiB}
+  embedded: {store_dir: %[2]q, listen: %[8]q, max_bytes: 1GiB, retain_bytes: 64MiB}
 agent:
   socket: %[4]q
   linger_ms: 20
@@ -69,7 +70,8 @@ func newRig(t *testing.T, s setup) *rig {
 		return b
 	}
 	r := &rig{T: t, dir: dir, store: or(s.store, filepath.Join(dir, "bus")), lake: or(s.lake, filepath.Join(dir, "lake")),
-		witness: filepath.Join(dir, "witness"), http: freeAddress(t), config: filepath.Join(dir, "sonde.yaml")}
+		witness: filepath.Join(dir, "witness"), bus: freeAddress(t), http: freeAddress(t),
+		config: filepath.Join(dir, "sonde.yaml")}
 	// A unix socket's path is at most about 100 bytes long, which a long test name breaks.
 	sockets, err := os.MkdirTemp("", "edge")
 	if err != nil {
@@ -78,7 +80,7 @@ func newRig(t *testing.T, s setup) *rig {
 	t.Cleanup(func() { os.RemoveAll(sockets) })
 	r.socket = filepath.Join(sockets, "s")
 	text := fmt.Sprintf(configText, filepath.Join(dir, "dead"), r.store, r.lake, r.socket, r.http,
-		or(s.rules, `    - {name: every row, hooks: ["*"]}`), s.more)
+		or(s.rules, `    - {name: every row, hooks: ["*"]}`), s.more, r.bus)
 	if err := os.WriteFile(r.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -98,9 +100,14 @@ func newRig(t *testing.T, s setup) *rig {
 
 func tail(text string, n int) string { return text[max(0, len(text)-n):] }
 
+var addresses atomic.Uint32
+
+// freeAddress is a loopback address that no other test of this process has: tests
+// that run at the same time must not take each other's ports.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	n := addresses.Add(1)
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.%d.%d:0", 1+n/200, 1+n%200))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,8 +217,9 @@ func (r *rig) acknowledged() float64 {
 
 // stored is how many rows of tokens and vectors the lake has.
 func (r *rig) stored() float64 {
+	const series = `sonde_materializer_rows_stored_total{table="%s"}`
 	m := r.agent()
-	return m[`sonde_materializer_rows_stored_total{table="vectors"}`] + m[`sonde_materializer_rows_stored_total{table="tokens"}`]
+	return m[fmt.Sprintf(series, "vectors")] + m[fmt.Sprintf(series, "tokens")]
 }
 
 func (r *rig) dropped() float64 {

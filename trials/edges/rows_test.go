@@ -11,6 +11,7 @@ import (
 
 // A scalar for each token is as good a tensor as any.
 func TestAHookOfOneElementIsStoredRowByRow(t *testing.T) {
+	t.Parallel()
 	const tokens = 3000
 	r := newRig(t, setup{})
 	r.start()
@@ -38,6 +39,7 @@ const (
 // A row that fits the ring and no message must not stop what comes with it or after
 // it; it is named by its place, and figures of it can be had.
 func TestARowOf64MiBIsDroppedByNameAndStopsNothing(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, setup{rules: `    - {name: figures, hooks: [huge], layers: [1], as: stats}
     - {name: every row, hooks: ["*"]}`})
 	r.start()
@@ -86,6 +88,7 @@ func TestARowOf64MiBIsDroppedByNameAndStopsNothing(t *testing.T) {
 // A capture that no ring of this size takes is dropped by the engine's side, which
 // must say so, and go on.
 func TestACaptureLargerThanTheRingTakesIsDroppedByName(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, setup{})
 	r.start()
 	k := r.newRank(ring2.WriterOptions{DataBytes: smallerRing, Mode: ring2.Complete, StepStallBudget: patience},
