@@ -41,8 +41,8 @@ func messageOf(t *testing.T, kind schema.Kind) []byte {
 
 // tokenMessage is one of hook token_ids, whose rows have a table of their own.
 func tokenMessage(t *testing.T) []byte {
-	e, err := schema.NewVectorEncoder(schema.Header{Kind: schema.KindVectors, Engine: "e", Epoch: 1, Hook: "token_ids", Layer: -1,
-		DType: "i32"})
+	e, err := schema.NewVectorEncoder(schema.Header{Kind: schema.KindVectors, Engine: "e", Epoch: 1, Hook: "token_ids",
+		Layer: -1, DType: "i32"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,8 +170,8 @@ func tablesPage(t *testing.T) string {
 	b.WriteString(`# Tables of the dataset
 
 A dataset is a folder with a log and Parquet files, one sub-folder a table. Only files that the log names count:
-[FORMAT.md](../../lakehouse/FORMAT.md). Columns are not null unless said otherwise. Unsigned numbers of the bus are stored in signed
-columns, bit by bit. In ` + "`vectors`, `tokens` and `vector_stats`" + ` (` + "`epoch`, `hook`, `layer`, `shard`, `seq`, `row`" + `) identifies a row.
+[FORMAT.md](../../lakehouse/FORMAT.md). Columns are not null unless said otherwise. Unsigned numbers of the bus
+are stored in signed columns, bit by bit. In ` + "`vectors`, `tokens` and `vector_stats`" + ` (` + "`epoch`, `hook`, `layer`, `shard`, `seq`, `row`" + `) identifies a row.
 `)
 	for _, k := range kinds {
 		of := columnMeanings(t, k.kind)
@@ -217,11 +217,12 @@ func parquetType(f parquet.Field) string {
 
 func messagesPage(t *testing.T) string {
 	var b strings.Builder
-	escaped := schema.Header{Kind: schema.KindVectors, Tenant: "team a", Engine: "llama-70b", Rank: 3, Hook: "resid_post", Layer: 12}
+	escaped := schema.Header{Kind: schema.KindVectors, Tenant: "team a", Engine: "llama-70b", Rank: 3,
+		Hook: "resid_post", Layer: 12}
 	fmt.Fprintf(&b, `# Subjects and messages of the bus
 
-Everything is published on one stream. A message is one Arrow IPC stream of one record batch; [SCHEMA.md](../../schema/SCHEMA.md) says
-what writers and readers must do. All numbers are little-endian.
+Everything is published on one stream. A message is one Arrow IPC stream of one record batch;
+[SCHEMA.md](../../schema/SCHEMA.md) says what writers and readers must do. All numbers are little-endian.
 
 ## Subjects
 

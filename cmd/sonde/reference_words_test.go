@@ -21,7 +21,8 @@ var exitCodes = []struct {
 	{exitOK, "done"},
 	{exitFailed, "the environment is unusable, or a check failed: the error says what to do"},
 	{exitUsage, "the command line or the configuration is wrong"},
-	{exitInterrupted, "Ctrl-C or SIGTERM came before the command was done; a second one ends it at once, with the code of the signal"},
+	{exitInterrupted, "Ctrl-C or SIGTERM came before the command was done; a second one ends it at once, with the " +
+		"code of the signal"},
 }
 
 // words are kinds of words that name what happened, with the words that the code
@@ -34,7 +35,9 @@ type words struct {
 
 // The words of each kind, and what they mean to whoever reads them. What the code
 // has and these do not, and the other way round, fails the test.
-func allWords(t *testing.T) []words {
+func allWords(t *testing.T) []words { return append(wordsOfRows(t), wordsOfRequests(t)...) }
+
+func wordsOfRows(t *testing.T) []words {
 	return []words{
 		{"Why the ring did not take rows", "Reason of `dropped` and `missing` facts, label `reason` of `sonde_engine_ring_dropped_rows_total`.",
 			namesOf(func(i int) fmt.Stringer { return ring2.Reason(i) }), map[string]string{
@@ -74,6 +77,11 @@ func allWords(t *testing.T) []words {
 				"rejected": "it was thrown away; readback does not take its rows",
 				"phantom":  "it was computed after the end of the sequence",
 			}},
+	}
+}
+
+func wordsOfRequests(t *testing.T) []words {
+	return []words{
 		{"Why a request ended", "Column `reason` of table `requests`, and `finish_reason` of the engine's answers.",
 			namesOf(func(i int) fmt.Stringer { return ring2.Finish(i) }), map[string]string{
 				"stop":       "the model ended it, or a stop string came",

@@ -39,7 +39,8 @@ func Match(want, got string, numbersVary bool) error {
 			any = any || r
 		}
 		if !any {
-			return fmt.Errorf("line %d of the output is not as the page shows it:\n  want %s\n--- printed:\n%s", i+1, wanted[i], got)
+			return fmt.Errorf("line %d of the output is not as the page shows it:\n  want %s\n--- printed:\n%s", i+1,
+				wanted[i], got)
 		}
 		reach, deepest = next, i+1
 	}

@@ -124,8 +124,8 @@ func runScenario(t *testing.T, page Page, name string, isolated bool) {
 	need(t, "curl")
 	python := pythonFolder(t)
 	dir := shortDir(t)
-	s := Scenario{Page: page, Name: name, Dir: dir, Root: root(t), Python: python != "", Isolated: isolated, Limit: pageLimit,
-		Path: strings.Join([]string{binaryFolder(t), python, os.Getenv("PATH")}, ":")}
+	s := Scenario{Page: page, Name: name, Dir: dir, Root: root(t), Python: python != "", Isolated: isolated,
+		Limit: pageLimit, Path: strings.Join([]string{binaryFolder(t), python, os.Getenv("PATH")}, ":")}
 	started := time.Now()
 	results, err := s.Run()
 	t.Logf("%d blocks in %v", len(results), time.Since(started).Round(time.Millisecond))

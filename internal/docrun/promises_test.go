@@ -94,8 +94,8 @@ func TestEveryPromiseIsProvedByTestsThatExist(t *testing.T) {
 
 func TestPromisesWithoutProofAreFound(t *testing.T) {
 	dir := t.TempDir()
-	files := map[string]string{"Makefile": "\ntorture: build\n", "a/x_test.go": "package a\n\nfunc TestX(t *testing.T) {}\n",
-		"a/test_y.py": "\ndef test_y() -> None:\n"}
+	files := map[string]string{"Makefile": "\ntorture: build\n",
+		"a/x_test.go": "package a\n\nfunc TestX(t *testing.T) {}\n", "a/test_y.py": "\ndef test_y() -> None:\n"}
 	for name, text := range files {
 		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755); err != nil {
 			t.Fatal(err)

@@ -108,8 +108,8 @@ func (s *Scenario) script(notes string) string {
 		}
 		switch {
 		case block.Action == File:
-			fmt.Fprintf(&b, "mkdir -p \"$(dirname '%s')\"\ncat >'%s' <<'END_OF_DOCRUN'\n%sEND_OF_DOCRUN\n", block.Path, block.Path,
-				block.Text)
+			fmt.Fprintf(&b, "mkdir -p \"$(dirname '%s')\"\ncat >'%s' <<'END_OF_DOCRUN'\n%sEND_OF_DOCRUN\n",
+				block.Path, block.Path, block.Text)
 		case block.Action == Run && block.Language == "python" && s.Python:
 			fmt.Fprintf(&b, "%spython - <<'END_OF_DOCRUN'\n%sEND_OF_DOCRUN\n", begin(notes, i), block.Text)
 		case block.Action == Run && block.Language == "sh":

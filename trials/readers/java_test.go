@@ -70,7 +70,8 @@ func java(t *testing.T, args ...string) string {
 func TestParquetJavaReadsEveryBitOfTheVectors(t *testing.T) {
 	classPath := javaLibraries(t)
 	d := newDataset(t)
-	args := append([]string{"-cp", classPath, filepath.Join("testdata", "java", "PrintVectors.java")}, d.files("vectors")...)
+	program := filepath.Join("testdata", "java", "PrintVectors.java")
+	args := append([]string{"-cp", classPath, program}, d.files("vectors")...)
 	d.compare("parquet-java", strings.Split(strings.TrimSpace(java(t, args...)), "\n"))
 }
 

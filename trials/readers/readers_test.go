@@ -67,7 +67,8 @@ func newDataset(t *testing.T) *dataset {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(d.dir, "vectors", "ffffffff-0-0-0.parquet"), []byte("no parquet"), 0o644); err != nil {
+	leftover := filepath.Join(d.dir, "vectors", "ffffffff-0-0-0.parquet")
+	if err := os.WriteFile(leftover, []byte("no parquet"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return d
