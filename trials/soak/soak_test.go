@@ -60,7 +60,8 @@ func TestALeakIsNotTakenForNoise(t *testing.T) {
 		{"a log entry that holds all before", "lake: log per commit",
 			func(d float64) float64 { return 4 + 20*d + noise(2) }},
 		{"segments that nobody removes", "bus store", func(d float64) float64 { return 150 * d }},
-		{"a dead letter now and then", "logs, dead letters: files", func(d float64) float64 { return 8 + float64(int(20*d)) }},
+		{"a dead letter now and then", "logs, dead letters: files",
+			func(d float64) float64 { return 8 + float64(int(20*d)) }},
 		{"files that shrink", "lake: files per commit", func(d float64) float64 { return 4 + 3*d }},
 	} {
 		if v := verdictOf(t, c.gauge, history(100, c.value)); v.flat() {
