@@ -36,7 +36,7 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 	counter := func(name string) *prometheus.CounterVec { return registered(registerer, catalogue.NewCounterVec(name)) }
 	gauge := func(name string) *prometheus.GaugeVec { return registered(registerer, catalogue.NewGaugeVec(name)) }
 	histogram := func(name string) *prometheus.HistogramVec {
-		return registered(registerer, catalogue.NewHistogramVec(name, prometheus.ExponentialBuckets(0.0005, 2, 16)))
+		return registered(registerer, catalogue.NewHistogramVec(name, prometheus.ExponentialBuckets(0.00025, 1.25, 52)))
 	}
 	return &metrics{
 		rows:        counter("sonde_detector_rows_total"),
