@@ -23,7 +23,7 @@ const generatedNote = "<!-- Made from the code by make docs-reference. Change th
 // The fear: a reference that says what the code did last month.
 func TestReferencePagesAreWhatTheCodeSays(t *testing.T) {
 	for name, make := range map[string]func(*testing.T) string{"cli": cliPage, "tables": tablesPage,
-		"messages": messagesPage, "words": wordsPage} {
+		"messages": messagesPage, "words": wordsPage, "errors": errorsPage} {
 		path := filepath.Join(repository, "docs", "reference", name+".md")
 		want := generatedNote + strings.TrimRight(make(t), "\n") + "\n"
 		if *update {
