@@ -118,6 +118,30 @@ func TestThePipelinesConfigurationIsValid(t *testing.T) {
 	}
 }
 
+// A pipeline of two processes is started, watched and stopped like one of four.
+func TestAWholePipelineIsTwoProcesses(t *testing.T) {
+	p, err := NewPipeline(Options{Binary: "sonde", Dir: filepath.Join(t.TempDir(), "trial"), Whole: true,
+		Detector: "detectors/german"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf, err := config.Load(p.agentConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(conf.Detectors) != 1 || conf.Detectors[0].Bundle != "detectors/german" {
+		t.Errorf("detectors %+v", conf.Detectors)
+	}
+	p.Agent, p.Engine = sleeper(t, false), sleeper(t, false)
+	if err := p.Died(); err != nil {
+		t.Error(err)
+	}
+	if err := p.StopAll(); err != nil || p.Agent.Running() || p.Engine.Running() {
+		t.Errorf("stop: %v", err)
+	}
+	p.KillAll()
+}
+
 func TestADeadChildOfThePipelineIsNamed(t *testing.T) {
 	p := &Pipeline{Bus: sleeper(t, false), Agent: sleeper(t, false), Materializer: sleeper(t, false),
 		Engine: sleeper(t, false)}
