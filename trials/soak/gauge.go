@@ -20,7 +20,7 @@ type gauge struct {
 // noise: a segment that is about to be removed, and for memory what the garbage
 // collector lets pile up, which follows what a commit holds at the moment.
 var gauges = []gauge{
-	{"run: resident memory", "MiB", 0.25, 16},
+	{"run: resident memory", "MiB", 0.30, 16},
 	{"run: goroutines", "", 0.10, 8},
 	{"run: open files", "", 0.10, 8},
 	{"engine: resident memory", "MiB", 0.25, 16},

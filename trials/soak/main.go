@@ -3,6 +3,25 @@
 // and what lies on disk, the files of the dataset for each commit. It prints a
 // table, draws a page, and fails when something is not flat or when a row of the
 // dataset is missing without a reason.
+//
+// The rule stands at judge, what is allowed at gauges. Measured on two cores that
+// others used as well: 1,005,020 tokens of 17,400 requests in 9m21s, 443 commits, 187
+// samples. Medians of the second half, and what a whole run would add at its slope:
+//
+//	run: resident memory      167 MiB     +32 MiB (other runs: +7, and -8 over 2,008,669 tokens)
+//	run: goroutines           58          0
+//	run: open files           18          0
+//	engine: resident memory   52 MiB      +0.5 MiB
+//	engine: goroutines        59          0
+//	engine: open files        42          0
+//	bus store                 18 MiB      -0.5 MiB in 7 files
+//	journal                   1.9 MiB     +0.9 MiB in 1 file
+//	lake                      6.00 files  -0.04 per commit
+//	lake: log                 2.7 KiB     0 per commit
+//	lake                      103 bytes   -2 per token
+//
+// With a goroutine for each message of the agent and an open file for each commit
+// planted, 132,773 tokens in 74 s sufficed: +9172 goroutines, +63 open files.
 package main
 
 import (
