@@ -11,8 +11,9 @@ import (
 )
 
 // ProbeKafka asks a cluster and changes nothing: a topic that is missing is not
-// made. It tries again only where a broker says that it is not ready. Errors: nobody answers, the login or the certificate is
-// refused, the access rules do not allow to look.
+// made. It tries again only where a broker says that it is not ready. Errors: nobody
+// answers, the login or the certificate is refused, the access rules do not allow to
+// look.
 func ProbeKafka(ctx context.Context, o KafkaOptions) (Broker, error) {
 	o.Logger, o.Registerer = slog.New(slog.DiscardHandler), nil
 	k, err := newKafka(o)

@@ -33,7 +33,7 @@ func realKafka(t *testing.T) *kafkatest.Broker {
 			return
 		}
 		var o kafkatest.Options
-		if o, kafkaErr = secured(kafkaDir); kafkaErr == nil {
+		if o, kafkaErr = kafkatest.Secured(kafkaDir); kafkaErr == nil {
 			kafkaServer, kafkaErr = kafkatest.Start(o)
 		}
 	})

@@ -3,8 +3,10 @@
 //
 //	go run ./trials/kafka -kill 8s -- build/sonde demo --kafka {broker}
 //
-// {broker} in the command is the address. The exit code is that of the command; 3
-// when there is no broker.
+// {broker} in the command is the address. With -secure, {secured} is that of a listener
+// for those who bring a certificate, {dir}/client.pem and {dir}/client.key signed by
+// {dir}/ca.pem, and the password of the user sonde in the variable SONDE_BUS_PASSWORD,
+// which is set. The exit code is that of the command; 3 when there is no broker.
 package main
 
 import (
@@ -20,6 +22,7 @@ import (
 	"time"
 
 	"sonde/bus/kafkatest"
+	"sonde/config"
 )
 
 const exitNoBroker = 3
@@ -27,15 +30,16 @@ const exitNoBroker = 3
 func main() {
 	kill := flag.Duration("kill", 0, "kill the broker with SIGKILL after so long, and start it again at once; 0: never")
 	again := flag.Int("kills", 1, "how often to do that")
+	secure := flag.Bool("secure", false, "add a listener with TLS, client certificates and passwords")
 	flag.Parse()
-	code, err := run(*kill, *again, flag.Args())
+	code, err := run(*kill, *again, *secure, flag.Args())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 	}
 	os.Exit(code)
 }
 
-func run(kill time.Duration, kills int, command []string) (code int, err error) {
+func run(kill time.Duration, kills int, secure bool, command []string) (code int, err error) {
 	if len(command) == 0 {
 		return 2, errors.New("give a command after --, with {broker} for the broker's address")
 	}
@@ -51,16 +55,25 @@ func run(kill time.Duration, kills int, command []string) (code int, err error) 
 	}
 	defer os.RemoveAll(dir)
 	fmt.Fprintln(os.Stderr, "starting a Kafka broker")
-	broker, err := kafkatest.Start(kafkatest.Options{Dir: dir})
+	o := kafkatest.Options{Dir: dir}
+	if secure {
+		if o, err = kafkatest.Secured(dir); err != nil {
+			return exitNoBroker, err
+		}
+		o.Lines = append(o.Lines, "allow.everyone.if.no.acl.found=true")
+	}
+	broker, err := kafkatest.Start(o)
 	if err != nil {
 		return exitNoBroker, err
 	}
 	defer broker.Kill()
+	fill := strings.NewReplacer("{broker}", broker.Address, "{secured}", broker.Secured, "{dir}", dir)
 	for i := range command {
-		command[i] = strings.ReplaceAll(command[i], "{broker}", broker.Address)
+		command[i] = fill.Replace(command[i])
 	}
 	c := exec.Command(command[0], command[1:]...)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+	c.Env = append(os.Environ(), config.PasswordVariable+"="+kafkatest.Password)
 	if err := c.Start(); err != nil {
 		return exitNoBroker, err
 	}
