@@ -38,7 +38,7 @@ SOCKET = "/run/sonde/ring.sock"
 CLOSE_TIMEOUT = 10.0  # seconds that detach waits for the agent
 MAX_REPORTED = 256  # different problems that are told apart; further ones are only counted
 
-_attached: weakref.WeakKeyDictionary[nn.Module, Capture] = weakref.WeakKeyDictionary()
+_captures: weakref.WeakSet[Capture] = weakref.WeakSet()  # those that are attached
 _instances = itertools.count()
 
 
@@ -88,10 +88,11 @@ class Capture:
         self._enabled, self._detached = True, False
         self._last_stats: Stats | None = None
         self._parameters = _positional(model)
-        self.recorder = Recorder(replace(settings, on_log=lambda text: self._problem("ring", text, failure=False)))
+        self.recorder = Recorder(replace(settings, on_log=_log_to(weakref.ref(self))))
+        weakref.finalize(self, self.recorder.close, 0.0)  # of a model that was dropped without detach
         try:
             self.identity = self._identify(model, identity)
-            self._gatherer = Gatherer(self.recorder, taps, cast, shard, self._problem)
+            self._gatherer = Gatherer(self.recorder, taps, cast, shard, self.report)
             self._trunk = Trunk()
             self._handle = compiled.register(self)
             self._hooks: list[InputHook | OutputHook] = []
@@ -102,6 +103,11 @@ class Capture:
             raise
 
     # ---- for users ----
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The root; None: it is gone."""
+        return self._model()
 
     def enable(self) -> None:
         """Capture from the next forward on."""
@@ -170,9 +176,7 @@ class Capture:
             handle.remove()
         self._handles.clear()
         compiled.forget(self._handle)
-        model = self._model()
-        if model is not None:
-            _attached.pop(model, None)
+        _captures.discard(self)
         if not self.recorder.forked:
             self._finish(timeout)
         left = self.recorder.close(timeout)
@@ -263,15 +267,15 @@ class Capture:
         try:
             call(*args)
         except Exception as e:  # noqa: BLE001 (whatever goes wrong in capture is not the model's)
-            self._problem(about, str(e) if isinstance(e, CaptureError) else repr(e))
+            self.report(about, str(e) if isinstance(e, CaptureError) else repr(e))
 
     def _report(self, e: Exception) -> None:
         if isinstance(e, Unidentified):
-            self._problem("identity", f"nothing of a forward was stored: {e}", failure=False)
+            self.report("identity", f"nothing of a forward was stored: {e}", failure=False)
         else:
-            self._problem("identity", repr(e))
+            self.report("identity", repr(e))
 
-    def _problem(self, about: str, text: str, failure: bool = True) -> None:
+    def report(self, about: str, text: str, failure: bool = True) -> None:
         """Count a problem, and report each sentence once."""
         text = f"{about}: {text}"
         with self._lock:
@@ -326,6 +330,17 @@ class Capture:
             forward.taken.append((-1, ids, None if ids.is_inference() else ids._version))
 
 
+def _log_to(capture: weakref.ref[Capture]) -> Callable[[str], None]:
+    """Report what the library says, without keeping the capture alive."""
+
+    def say(text: str) -> None:
+        found = capture()
+        if found is not None:
+            found.report("ring", text, failure=False)
+
+    return say
+
+
 def attach(
     model: nn.Module,
     hooks: Sequence[str] = ("resid_post",),
@@ -375,7 +390,7 @@ def attach(
     )
     naming = Naming(requests, tenant, adapter, labels or {}, opt_in, trace_parent)
     capture = Capture(model, taps, settings, naming, identity, token_ids, dtype, shard)
-    _attached[model] = capture
+    _captures.add(capture)
     if compiled.forget_compiled_code():
         log.warning("capture: what torch.compile made before knows nothing of the new hooks and is compiled again")
     return capture
@@ -439,7 +454,10 @@ def _check(model: nn.Module, mode: str, dtype: str | None, data_bytes: int) -> N
         raise CaptureError(f"attach with mode={mode!r}: it is one of {', '.join(MODES)}")
     if dtype is not None and dtype not in CASTS:
         raise CaptureError(f"attach with dtype={dtype!r}: it is None or one of {', '.join(CASTS)}")
-    for other, capture in list(_attached.items()):
+    for capture in list(_captures):
+        other = capture.model
+        if other is None:
+            continue
         if any(m is other for m in model.modules()) or any(m is model for m in other.modules()):
             raise AlreadyAttached(
                 f"attach to {type(model).__name__}: {type(other).__name__} has the capture of epoch {capture.epoch} "
@@ -450,5 +468,5 @@ def _check(model: nn.Module, mode: str, dtype: str | None, data_bytes: int) -> N
 @atexit.register
 def _close_all() -> None:
     """Detach what is still attached: callbacks of the library must not come into an interpreter that ends."""
-    for capture in list(_attached.values()):
+    for capture in list(_captures):
         capture.detach(1.0)

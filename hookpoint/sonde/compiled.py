@@ -15,8 +15,10 @@ from typing import Any, Protocol
 import torch
 
 _library = torch.library.Library("sonde", "DEF")
-_library.define("begin(Tensor[] given, str names, SymInt past, Tensor(a!) token, int handle) -> ()")
-_library.define("gather(Tensor[] taken, int[] taps, Tensor(a!) token, int handle) -> ()")
+# They run Python at every step, so that they must stay outside of CUDA graphs.
+_outside = (torch.Tag.cudagraph_unsafe,)
+_library.define("begin(Tensor[] given, str names, SymInt past, Tensor(a!) token, int handle) -> ()", tags=_outside)
+_library.define("gather(Tensor[] taken, int[] taps, Tensor(a!) token, int handle) -> ()", tags=_outside)
 
 
 class Target(Protocol):

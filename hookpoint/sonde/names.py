@@ -98,8 +98,12 @@ class Catalogue:
         site, _, part = where.partition(".")
         if site not in ("", "input", "output"):
             raise UnknownHook(f"choose hooks by {pattern!r}: after the colon stands input, output, or output.PART")
-        for found in self.modules:
+        for found, module in self.modules.items():
             if _same_path(path, found) and (found or where):
+                if type(module).forward is nn.Module.forward:  # a list of modules or parameters
+                    if found == path:
+                        raise CaptureError(f"tap {path}: a {type(module).__name__} is never called; tap what it holds")
+                    continue
                 hook = f"{found}:{where or 'output'}"
                 numbers = re.findall(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", found)
                 layer = int(numbers[0]) if len(numbers) == 1 else -1
@@ -175,6 +179,10 @@ class Catalogue:
         size = getattr(c, "head_dim", None) or (getattr(c, "hidden_size", 0) // heads if heads else 0)
         if which == "kv_heads":
             heads = getattr(c, "num_key_value_heads", None) or heads
+        if which == "latent_heads":
+            size = getattr(c, "qk_nope_head_dim", 0) + getattr(c, "qk_rope_head_dim", 0)
+        if which == "value_heads":
+            size = getattr(c, "v_head_dim", 0)
         return (heads, size) if heads and size else None
 
     def _columns(self, which: str) -> tuple[int, int]:

@@ -268,6 +268,11 @@ class Recorder:
         return self._usable()
 
     @property
+    def closed(self) -> bool:
+        """True once the ring was given back."""
+        return self._closed
+
+    @property
     def forked(self) -> bool:
         """True in a child of the process that made the ring: nothing can be recorded there."""
         return _forks[0] != self._forks
@@ -308,7 +313,8 @@ class Recorder:
     def _announce(self, meta: Mapping[str, str | int]) -> None:
         model = libsonde.Model()
         for name, value in meta.items():
-            setattr(model, name, _text(value, name) if isinstance(value, str) else value)
+            number = name in ("layers", "d_model", "vocab")
+            setattr(model, name, value if number else _text(value, f"model's {name}"))
         libsonde.check(self._lib.sonde_set_model(self._handle, c.byref(model)))
 
     def _on_abort(self, _user: object, request: object, final_length: object) -> int:
