@@ -102,8 +102,7 @@ func (s *fakeSession) put(kind ring2.Kind, payload []byte) (seq uint64) {
 	return seq
 }
 
-func (s *fakeSession) end(err error) { s.set(func() { s.err = err }) }
-
+func (s *fakeSession) end(err error)            { s.set(func() { s.err = err }) }
 func (s *fakeSession) Config() ring2.Config     { return s.config }
 func (s *fakeSession) Snapshot() []ring2.Record { return s.snapshot }
 func (s *fakeSession) Quarantined() error       { return nil }

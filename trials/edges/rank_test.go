@@ -68,18 +68,24 @@ func requestName(number uint64) string { return fmt.Sprintf("%s%d", requestPrefi
 // open announces a request, slowly enough for the agent to follow.
 func (k *rank) open(number uint64, prompt int) {
 	k.Helper()
-	for k.w.Stats().PendingControl > 1000 {
-		time.Sleep(time.Millisecond)
-	}
+	k.room()
 	k.must(k.w.OpenRequest(ring2.RequestOpen{Number: number, ExternalID: requestName(number),
 		PromptTokens: uint32(prompt)}))
 }
 
+// room waits until the agent has read most of what was announced.
+func (k *rank) room() {
+	k.Helper()
+	for deadline := time.Now().Add(patience); k.w.Stats().PendingControl > 1000; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			k.Fatalf("the agent read nothing for %v: %+v", patience, k.w.Stats())
+		}
+	}
+}
+
 func (k *rank) end(number uint64, prompt, generated int) {
 	k.Helper()
-	for k.w.Stats().PendingControl > 1000 {
-		time.Sleep(time.Millisecond)
-	}
+	k.room()
 	k.must(k.w.EndRequest(ring2.RequestEnd{Number: number, PromptTokens: uint32(prompt),
 		GeneratedTokens: uint32(generated), Passes: 1, Reason: ring2.FinishLength}))
 }
