@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-const pageLimit = 8 * time.Minute // a page that hangs must not hang the tests
+const pageLimit = 5 * time.Minute // a page that hangs must not hang the tests
 
 func root(t *testing.T) string {
 	dir, err := filepath.Abs("../..")
