@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sonde.canary import Canaries, Misattribution, Reference, canaries_needed, make_reference
 from sonde.chain import Gap
 from sonde.errors import (
     AlreadyAttached,
@@ -29,11 +30,13 @@ from sonde.message import Batch
 if TYPE_CHECKING:
     from sonde.attachment import Capture, attach, capture
     from sonde.catalogue import hooks
+    from sonde.parallel import tensor_parallel
 
 __all__ = [
     "AlreadyAttached",
     "AmbiguousRequest",
     "Batch",
+    "Canaries",
     "Capture",
     "CaptureError",
     "DamagedMessage",
@@ -42,19 +45,25 @@ __all__ = [
     "Lake",
     "LakeError",
     "LibraryMissing",
+    "Misattribution",
     "NotInLake",
+    "Reference",
     "SondeError",
     "Subscription",
     "Tensor",
     "UnknownHook",
     "attach",
+    "canaries_needed",
     "capture",
     "hooks",
+    "make_reference",
     "open_lake",
     "subscribe",
+    "tensor_parallel",
 ]
 
-_OF_TORCH = {"Capture": "attachment", "attach": "attachment", "capture": "attachment", "hooks": "catalogue"}
+_OF_TORCH = {"Capture": "attachment", "attach": "attachment", "capture": "attachment", "hooks": "catalogue",
+             "tensor_parallel": "parallel"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

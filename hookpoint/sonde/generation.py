@@ -128,7 +128,8 @@ class Generation:
             if row.track is None:
                 continue
             first = r * given.columns - start
-            for column, position, count in clip(row.runs, start, min(stop, self.prompts.columns)):
+            prompt = clip(row.runs, start, min(stop, self.prompts.columns)) if start < self.prompts.columns else ()
+            for column, position, count in prompt:
                 last = sampled if stop <= self.prompts.columns and column + count == stop else 0
                 if stop > self.prompts.columns and column + count == self.prompts.columns:
                     last = max(sampled - (stop - self.prompts.columns), 0)

@@ -25,6 +25,11 @@ from sonde.step import Range, Unidentified
 
 WRAPPED = ("generate", "_get_logits_processor", "_get_stopping_criteria", "prepare_inputs_for_generation",
            "init_continuous_batching", "generate_batch")  # fmt: skip
+TWO_SIDES = "encoder and decoder compute different tokens in one forward"
+UNKNOWN_LOOP = (
+    "generate did not go the known way: attach to the module whose forward it calls, as model.get_base_model(); or this "
+    "version of transformers is not known"
+)
 BEAMS = ("beam_search", "beam_sample")
 ROWS = ("greedy_search", "sample", "assisted_generation")
 
@@ -89,12 +94,12 @@ class HuggingFace:
     def _ranges(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Range]:
         self._local.running = None
         if getattr(self._model.config, "is_encoder_decoder", False):
-            raise Unidentified("encoder and decoder compute different tokens in one forward")
+            raise Unidentified(TWO_SIDES)
         given = self._given({**dict(zip(self._parameters, args, strict=False)), **kwargs})
         if self._local.calls:
             call = self._local.calls[-1]
             if call is None or call.generation is None:
-                raise Unidentified("a draft by the model itself" if call is None else call.reason)
+                raise Unidentified("a draft by the model itself" if call is None else call.reason or UNKNOWN_LOOP)
             if call.generation.full is None:
                 raise Unidentified("a forward within generate that is not of its loop, as for guidance")
             try:
@@ -166,12 +171,15 @@ class HuggingFace:
             calls.pop()
             if call.generation is not None:
                 self._guard(call.generation.close, result, failed)
+            elif not failed and not call.reason:
+                self._guard(_raise, Unidentified(UNKNOWN_LOOP))
 
     def _on_get_logits_processor(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         out = original(*args, **kwargs)
         call = self._local.calls[-1] if self._local.calls else None
-        decoder_only = not getattr(self._model.config, "is_encoder_decoder", False)
-        if call is not None and not call.reason and call.generation is None and decoder_only:
+        if call is not None and getattr(self._model.config, "is_encoder_decoder", False):
+            call.reason = TWO_SIDES
+        elif call is not None and not call.reason and call.generation is None:
             self._guard(self._begin, call, kwargs)
         return out
 

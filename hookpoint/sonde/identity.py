@@ -75,7 +75,8 @@ class Track:
 
     def skip(self, position: int) -> None:
         """Note that everything before a position was computed once, while nothing was captured."""
-        self.passes.extend([1] * (position - len(self.passes)))
+        if position > len(self.passes):
+            self.passes.extend([1] * (position - len(self.passes)))
 
     def take(self, position: int, count: int, row: int, phase: Phase, again: Phase, sampled: int) -> list[Range]:
         """Compute `count` tokens from `position` on, in the rows from `row` on; the last `sampled` are sampled from.
@@ -83,6 +84,9 @@ class Track:
         again: phase of those that were computed before. Raises Unidentified where a token before them is unknown.
         """
         passes = self.passes
+        if count == 1 and position == len(passes):  # a step of decoding
+            passes.append(1)
+            return [Range(self.number, position, 1, row, 0, phase, sampled > 0)]
         if position > len(passes):
             raise Unidentified(f"position {position} follows {len(passes)} known tokens")
         out: list[Range] = []

@@ -22,6 +22,7 @@ from transformers import (  # noqa: E402
 )
 
 from sonde.beams import Beams, lineage_labels  # noqa: E402
+from sonde.huggingface import UNKNOWN_LOOP  # noqa: E402
 from sonde.identity import Naming  # noqa: E402
 from sonde.step import Finish, Phase, Verdict  # noqa: E402
 
@@ -372,10 +373,32 @@ def test_what_generate_leaves_uncertain_is_not_captured(llama: LlamaForCausalLM,
 
 def test_another_library_version_is_refused_and_not_guessed_at(llama: LlamaForCausalLM) -> None:
     with Driver(llama, TAPS, Naming(requests=["r0", "r1", "r2"])) as d:
-        d.identity._on_get_logits_processor = None
         llama.__dict__["_get_logits_processor"] = type(llama)._get_logits_processor.__get__(llama)
         llama.generate(IDS, attention_mask=MASK, max_new_tokens=3, do_sample=False)
-    assert not d.memory.rows and len(set(d.skipped)) == 1
+        errors, d.errors[:] = [str(e) for e in d.errors], []
+    assert not d.memory.rows and set(d.skipped) == {UNKNOWN_LOOP}
+    assert errors == [UNKNOWN_LOOP]
+
+
+class Wrapped(torch.nn.Module):
+    """Generates past its own forward, as models of PEFT do."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner.generate(*args, **kwargs)
+
+    def forward(self, input_ids: Any) -> Any:
+        return self.inner(input_ids)
+
+
+def test_a_wrapper_that_generates_past_its_forward_is_told_of(llama: LlamaForCausalLM) -> None:
+    with Driver(Wrapped(llama), []) as d:
+        d.model.generate(IDS, attention_mask=MASK, max_new_tokens=2, do_sample=False)
+        assert not d.memory.requests and [str(e) for e in d.errors] == [UNKNOWN_LOOP]
+        d.errors.clear()
 
 
 # Continuous batching.
