@@ -35,7 +35,8 @@ func errorsPage(t *testing.T) string {
 	var b strings.Builder
 	b.WriteString(`# Errors
 
-An error says what failed, on which value, and what to do next. The words that name what happened to rows are in [words](words.md).
+An error says what failed, on which value, and what to do next. The words that name what happened to rows:
+[words](words.md).
 
 ## On the command line
 
