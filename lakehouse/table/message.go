@@ -145,31 +145,53 @@ func originOf(h *schema.Header) Origin {
 // of these keep their order.
 func sortByRequest(refs []Ref) {
 	type key struct {
-		request                string
-		chain                  int
+		request, chain         int // ranks
 		sample, position, pass int32
-		ref                    Ref
+		index                  int
 	}
-	chains := rankChains(refs)
+	chains, texts := rankChains(refs), make([]string, len(refs))
 	keys := make([]key, len(refs))
 	for i, r := range refs {
-		k := key{chain: chains[r.Message], ref: r}
+		k := key{chain: chains[r.Message], index: i}
 		if r.Message.table == VectorStats {
 			s := r.Message.Stats(r.Index)
-			k.request, k.sample, k.position, k.pass = s.Request, s.Sample, s.Position, s.Pass
+			texts[i], k.sample, k.position, k.pass = s.Request, s.Sample, s.Position, s.Pass
 		} else {
 			v := r.Message.Vector(r.Index)
-			k.request, k.sample, k.position, k.pass = v.Request, v.Sample, v.Position, v.Pass
+			texts[i], k.sample, k.position, k.pass = v.Request, v.Sample, v.Position, v.Pass
 		}
 		keys[i] = k
 	}
-	slices.SortStableFunc(keys, func(a, b key) int {
-		return cmp.Or(strings.Compare(a.request, b.request), cmp.Compare(a.chain, b.chain), cmp.Compare(a.sample, b.sample),
-			cmp.Compare(a.position, b.position), cmp.Compare(a.pass, b.pass))
-	})
-	for i := range keys {
-		refs[i] = keys[i].ref
+	requests := rankTexts(texts)
+	for i, t := range texts {
+		keys[i].request = requests[t]
 	}
+	slices.SortFunc(keys, func(a, b key) int {
+		return cmp.Or(cmp.Compare(a.request, b.request), cmp.Compare(a.chain, b.chain), cmp.Compare(a.sample, b.sample),
+			cmp.Compare(a.position, b.position), cmp.Compare(a.pass, b.pass), cmp.Compare(a.index, b.index))
+	})
+	sorted := make([]Ref, len(refs))
+	for i := range keys {
+		sorted[i] = refs[keys[i].index]
+	}
+	copy(refs, sorted)
+}
+
+// rankTexts numbers texts in their order, equal ones alike.
+func rankTexts(texts []string) map[string]int {
+	ranks := map[string]int{}
+	var distinct []string
+	for _, t := range texts {
+		if _, known := ranks[t]; !known {
+			ranks[t] = 0
+			distinct = append(distinct, t)
+		}
+	}
+	slices.Sort(distinct)
+	for i, t := range distinct {
+		ranks[t] = i
+	}
+	return ranks
 }
 
 // rankChains numbers the messages in the order of their hook, layer and shard.

@@ -3,7 +3,6 @@ package table
 import (
 	"fmt"
 	"io"
-	"unsafe"
 
 	"github.com/apache/arrow-go/v18/parquet"
 	"github.com/apache/arrow-go/v18/parquet/compress"
@@ -28,8 +27,8 @@ const zstdLevel = 1
 type KeyValue struct{ Key, Value string }
 
 // WriteVectors writes rows as one Parquet file of the vectors table and reorders
-// refs by request. Columns of texts and numbers go through the low-level writers of
-// arrow-go; the pages of vec are made here, see planes.
+// refs by request. The pages of most columns are made here, see planes and
+// dictionaryColumn; the others go through the low-level writers of arrow-go.
 func WriteVectors(w io.Writer, kv []KeyValue, refs []Ref) (err error) {
 	defer recoverWrite(&err) // arrow-go reports errors of the disk by panicking in places
 	sortByRequest(refs)
@@ -37,7 +36,8 @@ func WriteVectors(w io.Writer, kv []KeyValue, refs []Ref) (err error) {
 	if err != nil {
 		return fmt.Errorf("start a vectors file: %w", err)
 	}
-	g := &groupWriter{rows: make([]schema.VectorRow, 0, 1024), planes: newPlanes()}
+	g := &groupWriter{rows: make([]schema.VectorRow, 0, 1024), texts: textDictionary(), i32s: int32Dictionary(),
+		i64s: int64Dictionary(), planes: newPlanes()}
 	for from := 0; from < len(refs); {
 		to := g.take(refs[from:]) + from
 		if err := g.write(f, refs[from:to]); err != nil {
@@ -87,10 +87,9 @@ func vectorProperties() *parquet.WriterProperties {
 // groupWriter writes one row group after the other and keeps its memory.
 type groupWriter struct {
 	rows   []schema.VectorRow
-	texts  []parquet.ByteArray
-	i32s   []int32
-	i64s   []int64
-	flags  []bool
+	texts  *dictionaryColumn[string]
+	i32s   *dictionaryColumn[int32]
+	i64s   *dictionaryColumn[int64]
 	vecs   []vecRow
 	planes *planes
 }
@@ -122,11 +121,7 @@ func (g *groupWriter) write(f *vectorFile, refs []Ref) error {
 	f.beginGroup()
 	for i := range vectorColumns {
 		c := &vectorColumns[i]
-		w, err := f.column()
-		if err == nil {
-			err = g.column(w, c, refs)
-		}
-		if err != nil {
+		if err := g.column(f, c, refs); err != nil {
 			return fmt.Errorf("column %s: %w", c.name, err)
 		}
 	}
@@ -147,31 +142,29 @@ func (g *groupWriter) write(f *vectorFile, refs []Ref) error {
 	return f.endGroup(len(refs))
 }
 
-// gather fills buf with a value of each row.
-func gather[T, V any](buf []V, g *groupWriter, refs []Ref, get func(*Message, *schema.VectorRow) T, to func(T) V) []V {
-	buf = buf[:0]
-	for i, ref := range refs {
-		buf = append(buf, to(get(ref.Message, &g.rows[i])))
+func (g *groupWriter) column(f *vectorFile, c *vectorColumn, refs []Ref) error {
+	switch {
+	case c.text != nil:
+		g.texts.collect(len(refs), func(i int) string { return c.text(refs[i].Message, &g.rows[i]) })
+		return g.texts.write(f, len(refs))
+	case c.i32 != nil && numberColumns[c.name]:
+		g.i32s.collect(len(refs), func(i int) int32 { return c.i32(refs[i].Message, &g.rows[i]) })
+		return g.i32s.write(f, len(refs))
+	case c.i64 != nil && numberColumns[c.name]:
+		g.i64s.collect(len(refs), func(i int) int64 { return c.i64(refs[i].Message, &g.rows[i]) })
+		return g.i64s.write(f, len(refs))
 	}
-	return buf
-}
-
-func same[T any](v T) T { return v }
-
-func (g *groupWriter) column(w file.ColumnChunkWriter, c *vectorColumn, refs []Ref) (err error) {
+	w, err := f.column()
+	if err != nil {
+		return err
+	}
 	switch w := w.(type) {
-	case *file.ByteArrayColumnChunkWriter:
-		g.texts = gather(g.texts, g, refs, c.text, textBytes)
-		_, err = w.WriteBatch(g.texts, nil, nil)
 	case *file.Int32ColumnChunkWriter:
-		g.i32s = gather(g.i32s, g, refs, c.i32, same)
-		_, err = w.WriteBatch(g.i32s, nil, nil)
+		_, err = w.WriteBatch(gather(refs, g.rows, c.i32), nil, nil)
 	case *file.Int64ColumnChunkWriter:
-		g.i64s = gather(g.i64s, g, refs, c.i64, same)
-		_, err = w.WriteBatch(g.i64s, nil, nil)
+		_, err = w.WriteBatch(gather(refs, g.rows, c.i64), nil, nil)
 	case *file.BooleanColumnChunkWriter:
-		g.flags = gather(g.flags, g, refs, c.flag, same)
-		_, err = w.WriteBatch(g.flags, nil, nil)
+		_, err = w.WriteBatch(gather(refs, g.rows, c.flag), nil, nil)
 	default:
 		panic(fmt.Sprintf("BUG: column %s has a writer of type %T", c.name, w))
 	}
@@ -181,24 +174,25 @@ func (g *groupWriter) column(w file.ColumnChunkWriter, c *vectorColumn, refs []R
 	return w.Close()
 }
 
-// textBytes views a string that nobody writes to.
-func textBytes(s string) parquet.ByteArray {
-	if s == "" {
-		return parquet.ByteArray{} // nil would look like a missing bound in the statistics
+// gather lists a value of each row.
+func gather[T any](refs []Ref, rows []schema.VectorRow, get func(*Message, *schema.VectorRow) T) []T {
+	out := make([]T, len(refs))
+	for i, ref := range refs {
+		out[i] = get(ref.Message, &rows[i])
 	}
-	return unsafe.Slice(unsafe.StringData(s), len(s))
+	return out
 }
 
 func (g *groupWriter) raw(w *file.ByteArrayColumnChunkWriter, refs []Ref) error {
-	g.texts = g.texts[:0]
+	var values []parquet.ByteArray
 	def := make([]int16, len(refs))
 	for i, ref := range refs {
 		if ref.Message.codec == nil {
-			g.texts = append(g.texts, parquet.ByteArray(g.rows[i].Vec))
+			values = append(values, parquet.ByteArray(g.rows[i].Vec))
 			def[i] = 1
 		}
 	}
-	if _, err := w.WriteBatch(g.texts, def, nil); err != nil {
+	if _, err := w.WriteBatch(values, def, nil); err != nil {
 		return err
 	}
 	return w.Close()

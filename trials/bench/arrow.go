@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"time"
@@ -21,9 +20,10 @@ import (
 func (b *bench) ringToArrow(ctx context.Context) (*section, error) {
 	shape := standardShape
 	s := &section{Title: "ring to Arrow bytes: read records, divide captures into rows, collect by hook, encode",
-		header: []string{"message", "GB/s", "to arrow-go's writer alone", "noise", "CPU to arrow-go's", "to memcpy", "allocations a row"}}
-	s.notef("%d sequences, %d hooks, rows of %d bytes; arrow-go's writer gets ready batches.", shape.sequences, shape.hooks,
-		shape.rowBytes())
+		header: []string{"message", "GB/s", "to arrow-go's writer alone", "noise", "CPU to arrow-go's", "to memcpy",
+			"allocations a row"}}
+	s.notef("%d sequences, %d hooks, rows of %d bytes; arrow-go's writer gets ready batches.", shape.sequences,
+		shape.hooks, shape.rowBytes())
 	r, err := newArrowRig(ctx, b, shape)
 	if err != nil {
 		return nil, err
@@ -35,19 +35,22 @@ func (b *bench) ringToArrow(ctx context.Context) (*section, error) {
 			return nil, err
 		}
 		rounds, err := b.compare(ctx, "a: messages of "+sizeName(size), arm{"ours", r.drained},
-			arm{"arrow-go", timed(r.writeBatches)}, arm{"arrow-go again", timed(r.writeBatches)}, arm{"memcpy", timed(r.copyRows)})
+			arm{"arrow-go", timed(r.writeBatches)}, arm{"arrow-go again", timed(r.writeBatches)},
+			arm{"memcpy", timed(r.copyRows)})
 		if err != nil {
 			return nil, err
 		}
 		id := "a." + sizeID(size) + "."
-		speed := figure{ID: id + "speed_to_arrow", spread: rounds.speed("ours", "arrow-go"), Unit: "ratio"}.atLeast(0.5)
+		speed := figure{ID: id + "speed_to_arrow", spread: rounds.speed("ours", "arrow-go"), Unit: "ratio"}
+		speed = speed.atLeast(0.5)
 		memcpy := figure{ID: id + "speed_to_memcpy", spread: rounds.speed("ours", "memcpy"), Unit: "ratio"}
 		rate := figure{ID: id + "gb_per_s", spread: rounds.rate("ours", total/1e9), Unit: "GB/s"}
 		allocations := figure{ID: id + "allocations_per_row", spread: spreadOf(r.allocations), Unit: "count"}
 		cpu := figure{ID: id + "cpu_to_arrow", spread: rounds.cpu("ours", "arrow-go"), Unit: "ratio"}
 		s.keep(speed, memcpy, rate, allocations, cpu)
 		s.row(sizeName(size), fmt.Sprintf("%.1f", rate.Median), judged(speed),
-			percent(rounds.noise("arrow-go", "arrow-go again")), ratio(cpu.spread), ratio(memcpy.spread), fmt.Sprintf("%.4f", allocations.Median))
+			percent(rounds.noise("arrow-go", "arrow-go again")), ratio(cpu.spread), ratio(memcpy.spread),
+			fmt.Sprintf("%.4f", allocations.Median))
 	}
 	return s, nil
 }
@@ -83,7 +86,7 @@ type batch struct {
 
 func newArrowRig(ctx context.Context, b *bench, s shape) (*arrowRig, error) {
 	r := &arrowRig{fill: b.sizes.fillSteps, target: make([]byte, b.sizes.fillSteps*s.stepBytes())}
-	socket := filepath.Join(b.dir, "arrow.sock")
+	socket := socketPath()
 	var err error
 	r.listener, err = ring2.Listen(socket, ring2.ListenerOptions{Name: "bench", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {

@@ -26,7 +26,9 @@ func (b *bench) growth(ctx context.Context) (*section, error) {
 	for _, l := range loads {
 		steps := max(b.sizes.growBytes/(l.ranks*l.stepBytes()), 1)
 		rows = append(rows, float64(l.ranks*steps*l.stepRows()))
-		arms = append(arms, arm{name(l), func(ctx context.Context) (sample, error) { return w.ours(ctx, l.shape, l.ranks, steps) }})
+		arms = append(arms, arm{name(l), func(ctx context.Context) (sample, error) {
+			return w.ours(ctx, l.shape, l.ranks, steps)
+		}})
 	}
 	r, err := b.compare(ctx, "f", arms...)
 	if err != nil {

@@ -19,7 +19,7 @@ func (b *bench) busToParquet(ctx context.Context) (*section, error) {
 	s := &section{Title: "bus to Parquet: from a full stream to a committed lake, every file synced",
 		header: []string{"data", "message", "MB/s", "to arrow-go's bare writer", "noise", "to parquet-go's", "to pyarrow's",
 			"CPU to bare", "size of bf16"}}
-	s.notef("The bare writers get the same columns, decoded, and write files with the same rows, encodings and codec, synced too.")
+	s.notef("The bare writers get the same columns, decoded, and write the same rows, encodings and codec, synced too.")
 	hidden, err := b.hiddenStates(ctx)
 	if err != nil {
 		return nil, err
@@ -113,15 +113,16 @@ func (b *bench) lakeRow(s *section, c *corpus, size int, real bool, r rounds, sh
 	rate := figure{ID: id + "mb_per_s", spread: r.rate("ours", raw/1e6), Unit: "MB/s"}
 	cpu := figure{ID: id + "cpu_to_bare", spread: r.cpu("ours", "bare"), Unit: "ratio"}
 	noise := r.noise("bare", "bare again")
-	s.keep(speed, other, bytes, rate, cpu, figure{ID: id + "noise", spread: spread{noise, noise, noise}, Unit: "share"})
+	s.keep(speed, other, bytes, rate, cpu,
+		figure{ID: id + "noise", spread: spread{noise, noise, noise}, Unit: "share"})
 	pyarrow := "NOT RUN"
 	if len(r["pyarrow"]) > 0 {
 		f := figure{ID: id + "speed_to_pyarrow", spread: r.speed("ours", "pyarrow"), Unit: "ratio"}
 		s.keep(f)
 		pyarrow = ratio(f.spread)
 	}
-	s.row(c.name, sizeName(size), fmt.Sprintf("%.0f", rate.Median), judged(speed), percent(noise), ratio(other.spread), pyarrow,
-		ratio(cpu.spread), sizeText)
+	s.row(c.name, sizeName(size), fmt.Sprintf("%.0f", rate.Median), judged(speed), percent(noise), ratio(other.spread),
+		pyarrow, ratio(cpu.spread), sizeText)
 }
 
 func sizeID(size int) string {
@@ -150,7 +151,8 @@ const commits = 2
 func fillStream(ctx context.Context, dir, subject string, messages [][]byte) (l *filled, err error) {
 	l = &filled{dir: dir}
 	quiet := slog.New(slog.DiscardHandler)
-	if l.server, err = bus.StartEmbedded(bus.EmbeddedOptions{StoreDir: filepath.Join(dir, "bus"), Logger: quiet}); err != nil {
+	l.server, err = bus.StartEmbedded(bus.EmbeddedOptions{StoreDir: filepath.Join(dir, "bus"), Logger: quiet})
+	if err != nil {
 		return nil, err
 	}
 	if l.bus, err = bus.OpenNATS(ctx, bus.NATSOptions{Embedded: l.server, Logger: quiet}); err != nil {

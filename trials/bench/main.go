@@ -158,7 +158,7 @@ func (b *bench) page(ctx context.Context, out io.Writer, only, results string) e
 	m, at := thisMachine(), commit()
 	fmt.Fprintf(out, "Sonde, measured %s at %s\n%s, %d cores, Linux %s, %s; %d rounds, arms in random order\n",
 		began.UTC().Format(time.RFC3339), at, m.CPU, m.Cores, m.Kernel, m.Go, b.runs)
-	fmt.Fprintln(out, "Ratios are speeds: 2 is twice as fast as the baseline. [lowest..highest round]. Noise: two equal arms.")
+	fmt.Fprintln(out, "Ratios are speeds: 2 is twice as fast as the baseline. [lowest..highest round]. Noise: equal arms.")
 	var sections []*section
 	var failed []error
 	for _, p := range parts {

@@ -94,10 +94,10 @@ func (b *bench) agentCost(ctx context.Context) (*section, error) {
 			return nil, err
 		}
 	}
-	return &section{Title: "CPU and memory of the agent during b",
-		header: []string{"sync", "message", "CPU s/GB", "bare client's", "cores", "peak RSS MiB", "of it its own"},
-		rows:   b.agent.rows, figures: b.agent.figures,
-		after: []string{"RSS counts the pages of the ring, which the agent shares with the engine; its own are without them."}}, nil
+	s := &section{Title: "CPU and memory of the agent during b", rows: b.agent.rows, figures: b.agent.figures,
+		header: []string{"sync", "message", "CPU s/GB", "bare client's", "cores", "peak RSS MiB", "of it its own"}}
+	s.afterf("RSS counts the pages of the ring, which the agent shares with the engine; its own are without them.")
+	return s, nil
 }
 
 // watchMemory looks at the memory of a process until the returned function is

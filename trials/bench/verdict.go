@@ -41,16 +41,16 @@ http: {listen: "%[3]s"}
 func (b *bench) tensorToVerdict(ctx context.Context) (*section, error) {
 	s := &section{Title: "tensor to verdict: from the copied capture to the score of the detector, for each token",
 		header: []string{"engine", "tokens", "tokens/s", "p50 ms", "p99 ms"}}
-	s.notef("The real model and the detector of German; bus (sync always), agent, materializer and detector are one process.")
+	s.notef("The real model, the detector of German; bus (sync always), agent, materializer and detector are one process.")
 	dir, err := b.folder("verdict")
 	if err != nil {
 		return nil, err
 	}
-	v := &verdicts{b: b, dir: dir, socket: filepath.Join(os.TempDir(), fmt.Sprintf("sonde-bench-%d.sock", os.Getpid()))}
+	v := &verdicts{b: b, dir: dir, socket: socketPath()}
 	if err := v.start(ctx); err != nil {
 		return nil, err
 	}
-	defer v.pipeline.Kill() //nolint:errcheck // nothing that it holds is wanted
+	defer func() { _ = v.pipeline.Kill() }() // nothing that it holds is wanted
 	loads := []engineLoad{{"idle", "one request at a time, a step every 20 ms", 1, "20ms"},
 		{"load", "24 requests at a time, without a pause", 24, "0s"}}
 	seen := map[string][]*latencies{}
@@ -66,7 +66,8 @@ func (b *bench) tensorToVerdict(ctx context.Context) (*section, error) {
 	}
 	for _, l := range loads {
 		p50, p99 := quantiles(seen[l.id], 0.5), quantiles(seen[l.id], 0.99)
-		s.keep(figure{ID: "d." + l.id + ".p50", spread: p50, Unit: "ms"}, figure{ID: "d." + l.id + ".p99", spread: p99, Unit: "ms"})
+		s.keep(figure{ID: "d." + l.id + ".p50", spread: p50, Unit: "ms"},
+			figure{ID: "d." + l.id + ".p99", spread: p99, Unit: "ms"})
 		tokens, seconds := 0.0, 0.0
 		for _, x := range seen[l.id] {
 			tokens, seconds = tokens+x.count(), seconds+x.seconds
@@ -137,7 +138,8 @@ func (v *verdicts) measure(ctx context.Context, l engineLoad) (*latencies, error
 		return nil, err
 	}
 	engine := fleet.NewProcess("engine", v.dir, v.b.binary, "engine", "--model", v.b.model, "--ring-socket", v.socket,
-		"--listen", address, "--hooks", "resid_post,token_ids", "--step-delay", l.delay, "--wait-agent", "10s", "--threads", "1")
+		"--listen", address, "--hooks", "resid_post,token_ids", "--step-delay", l.delay, "--wait-agent", "10s",
+		"--threads", "1")
 	if err := engine.Start(); err != nil {
 		return nil, err
 	}
@@ -245,12 +247,13 @@ func parseLatencies(in io.Reader) (*latencies, error) {
 		return nil, fmt.Errorf("read the metrics: %w", err)
 	}
 	l := &latencies{}
-	for _, m := range families["sonde_detector_tensor_to_verdict_seconds"].GetMetric() {
-		for _, b := range m.GetHistogram().GetBucket() {
-			l.bounds = append(l.bounds, b.GetUpperBound())
-			l.upTo = append(l.upTo, float64(b.GetCumulativeCount()))
-		}
-		break // one detector
+	detectors := families["sonde_detector_tensor_to_verdict_seconds"].GetMetric()
+	if len(detectors) == 0 {
+		return l, nil // it judged nothing yet
+	}
+	for _, b := range detectors[0].GetHistogram().GetBucket() {
+		l.bounds = append(l.bounds, b.GetUpperBound())
+		l.upTo = append(l.upTo, float64(b.GetCumulativeCount()))
 	}
 	return l, nil
 }

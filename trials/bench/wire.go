@@ -55,8 +55,7 @@ func (b *bench) newWire(ctx context.Context, sync string, batchBytes int) (w *wi
 	if err != nil {
 		return nil, err
 	}
-	// A unix socket's path is at most 107 bytes long, which a deep folder breaks.
-	w = &wire{socket: filepath.Join(os.TempDir(), fmt.Sprintf("sonde-bench-%d.sock", os.Getpid()))}
+	w = &wire{socket: socketPath()}
 	file := filepath.Join(dir, "sonde.yaml")
 	text := fmt.Sprintf(wireConfig, dir, address, sync, w.socket, batchBytes, inflightBytes)
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
@@ -75,6 +74,12 @@ func (b *bench) newWire(ctx context.Context, sync string, batchBytes int) (w *wi
 		return nil, err
 	}
 	return w, nil
+}
+
+// socketPath is short: that of a unix socket has at most 107 bytes, which a deep
+// folder breaks.
+func socketPath() string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("sonde-bench-%d.sock", os.Getpid()))
 }
 
 func freeAddress() (string, error) {
