@@ -92,9 +92,9 @@ def join_shards(what: str, shards: Mapping[int, Tensor], counts: set[int]) -> Te
     passes = [t.passes[np.searchsorted(t.positions, whole)] for _, t in sorted(shards.items())]
     if any((p != passes[0]).any() for p in passes):
         raise LakeError(f"{what}: its shards have different passes of a position; read them one by one with shard=")
-    if len({r.shape[2:] for r in rows}) > 1 or min(r.ndim for r in rows) < 2:
+    if len({(r.ndim, r.shape[1:-1]) for r in rows}) > 1 or min(r.ndim for r in rows) < 2:
         raise LakeError(f"{what}: its shards have shapes that do not fit; read them one by one with shard=")
-    return replace(first, positions=whole, passes=passes[0], values=np.concatenate(rows, axis=1),
+    return replace(first, positions=whole, passes=passes[0], values=np.concatenate(rows, axis=-1),
                    missing=tuple(_runs(why)))  # fmt: skip
 
 

@@ -27,8 +27,8 @@ WRAPPED = ("generate", "_get_logits_processor", "_get_stopping_criteria", "prepa
            "init_continuous_batching", "generate_batch")  # fmt: skip
 TWO_SIDES = "encoder and decoder compute different tokens in one forward"
 UNKNOWN_LOOP = (
-    "generate did not go the known way: attach to the module whose forward it calls, as model.get_base_model(); or this "
-    "version of transformers is not known"
+    "generate did not go the known way: attach to the module whose forward it calls, as model.get_base_model(); or "
+    "this version of transformers is not known"
 )
 BEAMS = ("beam_search", "beam_sample")
 ROWS = ("greedy_search", "sample", "assisted_generation")

@@ -137,8 +137,8 @@ class Lake:
     ) -> Tensor:
         """Read the accepted rows of one hook: of each position the last pass that the engine did not take back.
 
-        The shards of ranks are put together, one behind the other along the first dimension of a row; shard reads one
-        of them. A sequence that beam search returned is put together of the hypotheses that it consists of.
+        The shards of ranks are put together along the last dimension of a row; shard reads one of them.
+        A sequence that beam search returned is put together of the hypotheses that it consists of.
 
         Raises IncompleteTensor when positions lack a row (with allow_partial they are listed in `missing` instead;
         zeros are never filled in), NotInLake, AmbiguousRequest when the id was used more than once and epoch and number
@@ -155,15 +155,24 @@ class Lake:
             ])  # fmt: skip
             out = replace(out, sample=sample)
         elif shard is None and any(r["shard_count"] > 1 for r in rows):
-            out = assembly.join_shards(what, {
-                s: self._one(what, [r for r in rows if r["shard"] == s], shard=s, **choice)
-                for s in sorted({r["shard"] for r in rows})
-            }, {r["shard_count"] for r in rows})  # fmt: skip
+            out = self._whole(what, rows, choice)
         else:
             out = self._one(what, rows, shard=shard or 0, **choice)
         if out.missing and not allow_partial:
             raise IncompleteTensor(what, list(out.missing))
         return out
+
+    def _whole(self, what: str, rows: list[dict[str, Any]], choice: dict[str, Any]) -> Tensor:
+        """Put the shards of ranks together. Each rank has epochs of its own: the epoch that is asked for is of one."""
+        chosen, others = {r["shard"] for r in rows}, dict(choice)
+        if choice["epoch"] is not None:
+            others |= {"epoch": None, "number": rows[0]["number"]}
+            rows = rows + [r for r in self._rows(shard=None, **others) if r["shard"] not in chosen]
+        tensors = {
+            s: self._one(what, [r for r in rows if r["shard"] == s], shard=s, **(choice if s in chosen else others))
+            for s in sorted({r["shard"] for r in rows})
+        }
+        return assembly.join_shards(what, tensors, {r["shard_count"] for r in rows})
 
     def _lineage(self, choice: dict[str, Any]) -> list[assembly.Part]:
         """Find of which samples a sequence consists that has no rows of its own."""

@@ -181,12 +181,13 @@ class Faulty(HuggingFace):
 @pytest.mark.parametrize("source", ["lake", "bus"])
 def test_a_canary_through_the_whole_pipeline(rig: Rig, llama: LlamaForCausalLM, source: str) -> None:
     reference = make_reference(llama, [30, 31, 32, 33], generated=3)
-    hooks = list(reference.values)
+    hooks, calls = list(reference.values), [Naming()]
 
     def serve(canaries: Canaries, identity: Any) -> str:
         with sonde.capture(llama, ["resid_post"], socket=rig.socket, identity=identity) as cap:
             prompts, names, place = canaries.join([[40, 41, 42, 43], [50, 51, 52, 53]], [f"{source}-a", f"{source}-b"])
             assert place is not None
+            calls.append(Naming(requests=names))
             with cap.request(*names):
                 llama.generate(torch.tensor(prompts), max_new_tokens=6, min_new_tokens=6, do_sample=False)
             return cap.epoch
@@ -199,15 +200,10 @@ def test_a_canary_through_the_whole_pipeline(rig: Rig, llama: LlamaForCausalLM, 
     canaries = Canaries(reference, read, rate=1, seed=1)
     closed(rig, serve(canaries, None))
     assert canaries.check().right == 1
-    closed(rig, serve(canaries, lambda r: Faulty(llama, r, lambda: cap_naming(llama), lambda e: None)))
+    closed(rig, serve(canaries, lambda r: Faulty(llama, r, lambda: calls[-1], lambda e: None)))
     with pytest.raises(Misattribution, match="resid_post of layer 0 is off at"):
         canaries.check()
     assert (canaries.counts.sent, canaries.counts.right, canaries.counts.wrong) == (2, 1, 1)
-
-
-def cap_naming(model: Any) -> Naming:
-    """What the capture of a model calls its requests."""
-    return sonde.attachment._attached[model].naming
 
 
 def test_shards_of_two_ranks_are_put_together(rig: Rig, tmp_path: Path) -> None:
@@ -250,4 +246,6 @@ def test_shards_of_two_ranks_are_put_together(rig: Rig, tmp_path: Path) -> None:
                     continue
                 halves = [lake.tensor(f"tp-{r}", hook, layer, shard=s) for s in range(2)]
                 assert {h.epoch for h in halves} == {t["epoch"] for t in told}
-                assert np.concatenate([h.values for h in halves], axis=1).tobytes() == t.values.tobytes()
+                assert np.concatenate([h.values for h in halves], axis=-1).tobytes() == t.values.tobytes()
+                one = lake.tensor(f"tp-{r}", hook, layer, epoch=told[1]["epoch"])
+                assert one.values.tobytes() == t.values.tobytes(), "the epoch of one rank finds the other's shard"

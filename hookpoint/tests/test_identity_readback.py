@@ -26,10 +26,10 @@ def test_shards_lie_in_their_order_whatever_their_width() -> None:
     assert (t.epoch, t.number) == ("e0", 0)
 
 
-def test_heads_of_shards_stay_whole() -> None:
+def test_rows_of_more_dimensions_are_joined_along_the_last_one() -> None:
     a, b = (dataclasses.replace(tensor(s, [0], 4), values=tensor(s, [0], 4).values.reshape(1, 2, 2)) for s in (0, 1))
     t = join_shards("t", {0: a, 1: b}, {2})
-    assert t.values.tolist() == [[[0, 1], [2, 3], [100, 101], [102, 103]]]
+    assert t.values.tolist() == [[[0, 1, 100, 101], [2, 3, 102, 103]]]
 
 
 def test_a_shard_that_is_missing_is_named_for_every_position() -> None:
