@@ -71,13 +71,17 @@ test: build ## run every test; the last line counts them, what could not run is 
 	@# The documentation has programs in Python too, and its test runs them where it finds the environment.
 	@if command -v python3 >/dev/null; then $(MAKE) --no-print-directory .venv/ready >build/python.log 2>&1 || true; fi
 	go test -json -count=1 -timeout 20m ./... > build/test.json || true
-	go run ./internal/testreport build/test.json
-	$(MAKE) --no-print-directory race
-	$(MAKE) --no-print-directory test-python
+	go run ./internal/testreport build/test.json | tee build/test.log
+	@for part in race test-python test-c test-spin; do $(MAKE) --no-print-directory $$part | tee -a build/test.log; done
+	@# Each part ends with such a line; one that cannot run here counts as skipped.
+	@awk '/^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$$/ {passed += $$1; failed += $$3; skipped += $$5} \
+	  END {printf "all together:\n%d passed, %d failed, %d skipped\n", passed, failed, skipped}' build/test.log
+
+SKIPPED := echo "0 passed, 0 failed, 1 skipped"
 
 race: ## run the tests of shared-memory and concurrent code under the race detector (needs gcc)
 	@if ! command -v gcc >/dev/null; then \
-	  echo "NOT RUN: race detector: needs a C compiler (gcc), and none was found"; \
+	  echo "NOT RUN: race detector: needs a C compiler (gcc), and none was found"; $(SKIPPED); \
 	else \
 	  echo "race detector:"; \
 	  CGO_ENABLED=1 go test -race -json -count=1 -timeout 20m $(RACE_PACKAGES) > build/race.json || true; \
@@ -88,9 +92,10 @@ RACE_PACKAGES := ./ring2/... ./producer/... ./bus/... ./consumers/... ./engine/s
 
 test-python: build ## test the Python package against real processes, in .venv (needs python3; downloads once)
 	@if ! command -v python3 >/dev/null; then \
-	  echo "NOT RUN: tests of the Python package: need python3, and none was found"; \
+	  echo "NOT RUN: tests of the Python package: need python3, and none was found"; $(SKIPPED); \
 	elif ! $(MAKE) --no-print-directory .venv/ready >build/python.log 2>&1; then \
 	  echo "NOT RUN: tests of the Python package: what they need could not be installed; build/python.log says why"; \
+	  $(SKIPPED); \
 	else \
 	  echo "Python package:"; \
 	  .venv/bin/pip install -q --disable-pip-version-check --no-index --no-deps --no-build-isolation ./hookpoint; \
@@ -104,20 +109,29 @@ test-python: build ## test the Python package against real processes, in .venv (
 
 test-c: ## run the tests of libsonde with and without sanitizers (needs g++)
 	@if ! command -v g++ >/dev/null; then \
-	  echo "NOT RUN: tests of libsonde: need a C++20 compiler (g++), and none was found"; \
+	  echo "NOT RUN: tests of libsonde: need a C++20 compiler (g++), and none was found"; $(SKIPPED); \
 	else \
-	  $(MAKE) --no-print-directory -C cuda test; \
+	  echo "libsonde:"; \
+	  $(MAKE) -s --no-print-directory -C cuda -j2 --output-sync=target test; \
 	fi
 
 test-cuda: ## compile libsonde for sm_80 and sm_90 and check its publish; needs no GPU, tests on one where it is
-	@if command -v nvcc >/dev/null; then $(MAKE) -C cuda cuda test-device; \
-	elif command -v python3 >/dev/null && command -v g++ >/dev/null; then $(MAKE) -C cuda cuda-wheels; \
-	else echo "NOT RUN: CUDA build of libsonde: needs nvcc, or python3 and g++, and none was found"; fi
+	@if command -v nvcc >/dev/null; then \
+	  $(MAKE) --no-print-directory -C cuda cuda test-device; \
+	elif ! command -v python3 >/dev/null || ! command -v g++ >/dev/null; then \
+	  echo "NOT RUN: CUDA build of libsonde: needs nvcc, or python3 and g++, and none was found"; \
+	elif ! $(MAKE) --no-print-directory -C cuda wheels >build/cuda.log 2>&1; then \
+	  echo "NOT RUN: CUDA build of libsonde: its compiler could not be installed; build/cuda.log says why"; \
+	else \
+	  echo "CUDA build of libsonde:"; \
+	  $(MAKE) -s --no-print-directory -C cuda -j2 cuda-wheels; \
+	fi
 
 test-spin: ## check the model of the ring protocol, and that its planted bug is found (needs spin and gcc)
 	@if ! command -v spin >/dev/null; then \
-	  echo "NOT RUN: model of the ring protocol: needs spin, and none was found"; \
+	  echo "NOT RUN: model of the ring protocol: needs spin, and none was found"; $(SKIPPED); \
 	else \
+	  echo "model of the ring protocol:"; \
 	  $(MAKE) --no-print-directory -C cuda test-spin; \
 	fi
 

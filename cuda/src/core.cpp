@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "poison.h"
+
 namespace sonde {
 
 namespace {
@@ -37,6 +39,19 @@ WriterCore::WriterCore(const Ring &ring, const ring2_config &config, Clock clock
     shared(ring_.consumer->release_seq).store(start_seq);
     shared(ring_.producer->claim_seq).store(start_seq);
     init_config(ring_, config);
+}
+
+void WriterCore::guard_data() {
+    guarded_ = true;
+    SONDE_POISON(ring_.data, ring_.data_bytes());
+}
+
+void WriterCore::open_span(uint64_t pos, uint64_t bytes) const {
+    if (guarded_) SONDE_UNPOISON(ring_.span(pos), bytes);
+}
+
+void WriterCore::close_span(const uint8_t *at, uint64_t bytes) const {
+    if (guarded_) SONDE_POISON(at, bytes);
 }
 
 void WriterCore::refresh() {
@@ -143,7 +158,9 @@ ring2_desc &WriterCore::take(Cursor *at, uint64_t pos, uint64_t bytes, uint16_t 
 ring2_desc &WriterCore::take_control(Cursor *at, uint64_t pos, uint16_t kind, uint64_t step, const uint8_t *payload,
                                      uint64_t bytes) {
     ring2_desc &d = take(at, pos, bytes, kind, step);
+    open_span(pos, bytes);
     if (bytes > 0) std::memcpy(ring_.span(pos), payload, bytes);
+    close_span(ring_.span(pos), bytes);
     d.payload_crc32c = crc32c(payload, bytes);
     return d;
 }
@@ -227,6 +244,7 @@ void WriterCore::claim_step(const Plan *plans, uint32_t count, uint64_t step_pos
         if (p.outcome != SONDE_CAPTURED) continue;
         if (p.seq != at.claim) std::abort(); // BUG: a capture was claimed in another order than planned
         ring2_desc &d = take(&at, p.pos, p.bytes, RING2_KIND_CAPTURE, step);
+        open_span(p.pos, p.bytes);
         d.layout = p.layout->id;
         d.rows = static_cast<uint32_t>(p.token_rows);
     }
@@ -240,6 +258,7 @@ void WriterCore::finish(const Plan &plan, bool aborted) {
         counters_.aborted_rows += plan.ledger_rows;
         store_counters();
     }
+    close_span(ring_.span(plan.pos), plan.bytes);
     publish_capture(plan.seq, aborted ? RING2_FLAG_ABORTED : 0);
 }
 
@@ -249,6 +268,7 @@ void WriterCore::detach(const Plan &plan, Copy *copy) {
 }
 
 void WriterCore::finish_copy(Copy *copy, bool aborted) {
+    close_span(ring_.span(copy->pos), copy->bytes);
     if (copy->past) {
         std::erase(holes_, copy);
         return;

@@ -46,6 +46,11 @@ public:
     // Starts a ring at a sequence number and a data position: zero, or in tests near the end of their ranges.
     WriterCore(const Ring &ring, const ring2_config &config, Clock clock, uint64_t start_seq, uint64_t start_pos);
 
+    // Lets AddressSanitizer find every write into the data that is not into a span that is open: behind its end,
+    // between its entries, after its commit. For memory that only the writer touches.
+    void guard_data();
+    // Closes the gap behind an entry of an open span.
+    void close_span(const uint8_t *at, uint64_t bytes) const;
     // Takes the reader's release word and reclaims what it frees. A word that decreases, passes the claim or stops
     // inside a step is refused.
     void refresh();
@@ -102,6 +107,7 @@ private:
 
     void reclaim();
     bool quarantine(Copy *copy);
+    void open_span(uint64_t pos, uint64_t bytes) const;
     uint64_t max_record_bytes() const;
     uint32_t place(Cursor at, uint64_t bytes, bool control, uint64_t *pos) const;
     uint64_t around(uint64_t pos, uint64_t size) const;
@@ -120,6 +126,7 @@ private:
     uint64_t tail_, tail_pos_; // what is below is reusable: released, and its copies completed
     uint64_t release_;         // last release word that was accepted
     uint64_t refused_;         // last release word that was refused
+    bool guarded_ = false;     // guard_data was called
     bool open_ = false;        // between claim_step and end_step
     uint64_t open_seq_ = 0;    // first sequence number of the open step
     std::vector<Slot> slots_;

@@ -10,6 +10,7 @@
 #include <initializer_list>
 
 #include "fail.h"
+#include "poison.h"
 #include "ring.h"
 
 namespace sonde {
@@ -50,7 +51,10 @@ sonde_status RingMemory::make(uint64_t desc_count, uint64_t data_bytes) {
 
 RingMemory::~RingMemory() {
     if (ctl_ != nullptr) munmap(ctl_, ctl_bytes_);
-    if (data_ != nullptr) munmap(data_, data_bytes_);
+    if (data_ != nullptr) {
+        SONDE_UNPOISON(data_, data_bytes_); // others may get this place
+        munmap(data_, data_bytes_);
+    }
     for (int fd : {ctl_fd_, data_fd_, wake_fd_})
         if (fd >= 0) close(fd);
 }

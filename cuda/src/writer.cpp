@@ -89,6 +89,7 @@ sonde_status sonde_writer::open(const sonde_writer_options &options, uint64_t st
     for (const int fd : {memory_.ctl_fd(), memory_.data_fd(), memory_.wake_fd(), stop_fd_}) fork_guard_.add(fd);
     const Ring ring(memory_.ctl(), memory_.ctl() + RING2_CONSUMER_OFF, memory_.data(), o_.desc_count, o_.data_bytes);
     core_ = std::make_unique<WriterCore>(ring, config_, monotonic_ns, start_seq, start_pos);
+    core_->guard_data();
     scratch_.reserve(step_bytes(SONDE_MAX_STEP_LAYOUTS, SONDE_MAX_STEP_RANGES));
     free_pendings_.reserve(pendings_.size());
     for (sonde_pending &p : pendings_) {

@@ -171,6 +171,7 @@ void sonde_writer::clear_gaps() {
         for (size_t e = step_.first[i]; e < step_.first[i] + p.layout->entries.size(); e++) {
             const uint64_t end = step_.offsets[e] + step_.lengths[e];
             std::memset(at + end, 0, align_up(end) - end);
+            core_->close_span(at + end, align_up(end) - end);
         }
     }
 }
