@@ -39,8 +39,17 @@ func SetPatience(k *Kafka, d time.Duration) { k.patience.Store(int64(d)) }
 // KafkaClient is the client below a Kafka.
 func KafkaClient(k *Kafka) *kafka.Client { return k.client }
 
-// ProduceAcks is how many replicas a batch waits for; -1: all that are in sync.
-func ProduceAcks() int16 { return produceRequest("t", nil).Acks }
+// ProduceHead is what stands in front of a batch.
+func ProduceHead(topic string, batch []byte) []byte { return (&produceQuery{topic, batch}).head() }
+
+// ParseProduced reads the answer to a batch.
+func ParseProduced(answer []byte) (code int16, offset int64, err error) {
+	a, err := parseProduced(answer)
+	if err != nil {
+		return 0, 0, err
+	}
+	return a.code, a.offset, nil
+}
 
 // EncodeBatch writes messages as a batch of a topic, at a time in ms since 1970.
 func EncodeBatch(now int64, messages []Message) []byte {

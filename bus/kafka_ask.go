@@ -1,7 +1,6 @@
 package bus
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,8 +11,6 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/fetch"
 	"github.com/segmentio/kafka-go/protocol/listoffsets"
-	"github.com/segmentio/kafka-go/protocol/produce"
-	"github.com/segmentio/kafka-go/protocol/rawproduce"
 )
 
 // ask is one question to the cluster.
@@ -165,25 +162,14 @@ func (r *fetchedRecord) header(name string) []byte {
 	return nil
 }
 
-// produceRequest asks for the acknowledgement of all replicas in sync.
-func produceRequest(topic string, batch []byte) *rawproduce.Request {
-	return &rawproduce.Request{Acks: int16(kafka.RequireAll), Timeout: int32(answerTimeout.Milliseconds()),
-		Topics: []rawproduce.RequestTopic{{Topic: topic, Partitions: []rawproduce.RequestPartition{{
-			RecordSet: protocol.RawRecordSet{Reader: bytes.NewReader(batch)}}}}}}
-}
-
 // produce stores a batch, acknowledged by all replicas in sync, and gives the
 // offset of its first message.
 func (k *Kafka) produce(ctx context.Context, topic string, batch []byte) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(k.patience.Load()))
 	defer cancel()
-	a, err := ask[*produce.Response](ctx, k, produceRequest(topic, batch))
+	a, err := ask[*produceAnswer](ctx, k, &produceQuery{topic, batch})
 	if err != nil {
 		return 0, err
 	}
-	if len(a.Topics) != 1 || len(a.Topics[0].Partitions) != 1 {
-		return 0, fmt.Errorf("the broker did not say what became of messages to topic %s", topic)
-	}
-	p := &a.Topics[0].Partitions[0]
-	return p.BaseOffset, kafkaError(p.ErrorCode)
+	return a.offset, kafkaError(a.code)
 }

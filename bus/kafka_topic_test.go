@@ -12,6 +12,8 @@ import (
 	"time"
 
 	kafka "github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/protocol/produce"
 
 	"sonde/bus"
 )
@@ -129,8 +131,13 @@ func TestKafkaRefusesWhatTheTopicCannotTake(t *testing.T) {
 
 // The library's own default is to wait for none.
 func TestKafkaWaitsForAllReplicasInSync(t *testing.T) {
-	if acks := bus.ProduceAcks(); acks != -1 {
-		t.Errorf("a batch waits for %d replicas, not for all (-1)", acks)
+	batch := bus.EncodeBatch(1, []bus.Message{{Subject: "sonde.v1.p", Data: []byte("x")}})
+	version, _, _, m, err := protocol.ReadRequest(bytes.NewReader(append(bus.ProduceHead("T", batch), batch...)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := m.(*produce.Request); r.Acks != -1 || version != 7 || r.Topics[0].Topic != "T" || r.Timeout < 1000 {
+		t.Errorf("a batch is sent as version %d of %+v: want acks -1, which is all in sync", version, r)
 	}
 	name := ownTopic()
 	openKafka(t, bus.KafkaOptions{Brokers: []string{realKafka(t).Address}, Stream: name, Replicas: 1, MinInSync: 2})

@@ -134,13 +134,9 @@ func (q *topicQuery) Broker(c protocol.Cluster) (protocol.Broker, error) {
 
 // RawExchange implements protocol.RawExchanger.
 func (q *topicQuery) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
-	b := binary.BigEndian.AppendUint16(make([]byte, 4), uint16(protocol.Metadata))
-	b = binary.BigEndian.AppendUint16(b, metadataVersion)
-	b = append(b, 0, 0, 0, 1)          // correlation: the library asks one question at a time
-	b = append(b, 0, 5)                // client id
-	b = append(b, "sonde\x00"...)      // and no tagged fields
-	b = append(b, 2)                   // one topic
-	b = append(b, make([]byte, 16)...) // by name, not by id
+	b := append(requestHead(protocol.Metadata, metadataVersion), 0) // no tagged fields
+	b = append(b, 2)                                                // one topic
+	b = append(b, make([]byte, 16)...)                              // by name, not by id
 	b = binary.AppendUvarint(b, uint64(len(q.topic)+1))
 	b = append(b, q.topic...)
 	b = append(b, 0, 0, 0, 0, 0) // tags; make none; no operations of cluster and topic; tags
@@ -148,19 +144,35 @@ func (q *topicQuery) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
 	if _, err := rw.Write(b); err != nil {
 		return nil, err
 	}
-	var size [4]byte
-	if _, err := io.ReadFull(rw, size[:]); err != nil {
-		return nil, err
-	}
-	n := binary.BigEndian.Uint32(size[:])
-	if n > maxMetadataBytes {
-		return nil, fmt.Errorf("the answer about topic %s has %d bytes", q.topic, n)
-	}
-	answer := make([]byte, n)
-	if _, err := io.ReadFull(rw, answer); err != nil {
+	answer, err := readAnswer(rw, maxMetadataBytes)
+	if err != nil {
 		return nil, err
 	}
 	return parseTopic(answer, q.topic)
+}
+
+// requestHead begins a request, behind room for its length. The library asks one
+// question at a time on a connection, so that they need no numbers.
+func requestHead(key protocol.ApiKey, version int) []byte {
+	b := binary.BigEndian.AppendUint16(make([]byte, 4), uint16(key))
+	b = binary.BigEndian.AppendUint16(b, uint16(version))
+	b = append(b, 0, 0, 0, 1, 0, 5) // number; length of the client id
+	return append(b, "sonde"...)
+}
+
+// readAnswer reads one answer without its length.
+func readAnswer(r io.Reader, most uint32) ([]byte, error) {
+	var size [4]byte
+	if _, err := io.ReadFull(r, size[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(size[:])
+	if n > most {
+		return nil, fmt.Errorf("an answer of the broker has %d bytes; at most %d are read", n, most)
+	}
+	answer := make([]byte, n)
+	_, err := io.ReadFull(r, answer)
+	return answer, err
 }
 
 // parseTopic reads a Metadata answer of version 10.

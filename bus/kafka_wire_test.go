@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/protocol/produce"
 
 	"sonde/bus"
 )
@@ -170,4 +171,24 @@ func TestSizeOfWhatOthersPublished(t *testing.T) {
 	if got := s.Saw("a", 72, 72+3*bus.MaxSizeRuns); got != 3*bus.MaxSizeRuns || s.Runs() > bus.MaxSizeRuns {
 		t.Errorf("many batches: %d bytes in %d runs", got, s.Runs())
 	}
+}
+
+// Likewise what it says of a batch.
+func FuzzProduceAnswer(f *testing.F) {
+	var b bytes.Buffer
+	if err := protocol.WriteResponse(&b, 7, 1, &produce.Response{Topics: []produce.ResponseTopic{{Topic: "SONDE",
+		Partitions: []produce.ResponsePartition{{ErrorCode: 19, BaseOffset: 1 << 40, LogAppendTime: -1}}}}}); err != nil {
+		f.Fatal(err)
+	}
+	whole := b.Bytes()[4:]
+	if code, offset, err := bus.ParseProduced(whole); err != nil || code != 19 || offset != 1<<40 {
+		f.Fatalf("code %d, offset %d, %v", code, offset, err)
+	}
+	for i := range whole {
+		f.Add(whole[:i])
+		changed := bytes.Clone(whole)
+		changed[i] = 0xff
+		f.Add(changed)
+	}
+	f.Fuzz(func(_ *testing.T, answer []byte) { bus.ParseProduced(answer) })
 }

@@ -63,7 +63,8 @@ func run(ctx context.Context, bytes, rounds int) error {
 	}
 	defer broker.Kill()
 	b := &bench{address: broker.Address, client: &kafka.Client{Addr: kafka.TCP(broker.Address)}}
-	fmt.Printf("%-8s %-8s %12s %12s %14s %16s\n", "message", "way", "bus MB/s", "bare MB/s", "bus to bare", "bare to bare")
+	fmt.Printf("%-8s %-8s %9s %9s %18s %18s %18s\n", "message", "way", "bus MB/s", "bare MB/s", "bus to bare",
+		"bare to bare", "CPU bus to bare")
 	for _, size := range []int{64 << 10, 1 << 20} {
 		data := make([]byte, size)
 		for i := range data {
@@ -74,7 +75,7 @@ func run(ctx context.Context, bytes, rounds int) error {
 			return err
 		}
 	}
-	return nil
+	return b.latency(ctx)
 }
 
 // compare prints a line for publishing and one for reading. Ratios are medians of
@@ -103,8 +104,9 @@ func (b *bench) compare(ctx context.Context, data []byte, n, rounds int) error {
 	for _, way := range []string{"publish ", "read "} {
 		moved := float64(len(data)*n) / 1e6
 		ours, bare, again := seconds[way+"bus"], seconds[way+"bare"], seconds[way+"again"]
-		fmt.Printf("%-8s %-8s %12.0f %12.0f %14s %16s\n", fmt.Sprintf("%d KiB", len(data)>>10), way,
-			moved/median(ours), moved/median(bare), ratio(bare, ours), ratio(bare, again))
+		cpu := ratio(seconds[way+"bus CPU"], seconds[way+"bare CPU"])
+		fmt.Printf("%-8s %-8s %9.0f %9.0f %18s %18s %18s\n", fmt.Sprintf("%d KiB", len(data)>>10), way,
+			moved/median(ours), moved/median(bare), ratio(bare, ours), ratio(bare, again), cpu)
 	}
 	return nil
 }
@@ -120,15 +122,26 @@ type arm struct {
 func timed(ctx context.Context, seconds map[string][]float64, way string, arms []arm, keep bool, topic string,
 	data []byte, n int) error {
 	for _, a := range arms {
+		before := cpuSeconds()
 		took, err := a.move(ctx, topic, data, n)
 		if err != nil {
 			return fmt.Errorf("%s%s: %w", way, a.name, err)
 		}
 		if keep {
 			seconds[way+a.name] = append(seconds[way+a.name], took.Seconds())
+			seconds[way+a.name+" CPU"] = append(seconds[way+a.name+" CPU"], cpuSeconds()-before)
 		}
 	}
 	return nil
+}
+
+// cpuSeconds is the time that this process, without the broker, has computed.
+func cpuSeconds() float64 {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		panic("BUG: a process can always ask for its own time: " + err.Error())
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
 }
 
 func median(v []float64) float64 {
