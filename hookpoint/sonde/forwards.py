@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any
 
 from sonde.generation import Given
-from sonde.identity import Book, Naming, Track, clip, runs
+from sonde.identity import Book, Naming, Track, clip, name_adapters, runs
 from sonde.step import Finish, Phase, Range, Unidentified
 
 Row = tuple[Track | None, list[tuple[int, int, int]]]  # runs: (column, position, count)
@@ -61,9 +61,11 @@ class Forwards:
         naming.check(len(starts))
         out: list[Range] = []
         rows: list[Row] = []
+        names = [naming.of(i) for i in range(len(starts))]
+        name_adapters(names, adapters)
         for i, start in enumerate(starts):
             count = (starts + [given.columns])[i + 1] - start
-            track = self._book.open(_adapted(naming.of(i), i, adapters), 0, count)
+            track = self._book.open(names[i], 0, count)
             rows.append((track, []))
             out += track.take(0, count, start, Phase.PREFILL, Phase.RECOMPUTE, 1)
         self._last = (rows, 0, None)
@@ -115,11 +117,12 @@ class Forwards:
         naming.check(given.rows)
         parts = [runs(mask) for mask in masks]
         _check(given, past, parts)
+        names = [naming.of(r) for r in range(given.rows)]
+        name_adapters(names, adapters)
         rows: list[Row] = []
-        for r, row in enumerate(parts):
+        for name, row in zip(names, parts, strict=True):
             tokens = sum(count for _, _, count in row)
             cached = sum(count for _, _, count in clip(row, 0, past))
-            name = _adapted(naming.of(r), r, adapters)
             rows.append((self._book.open(name, 0, tokens, cached) if tokens > cached else None, row))
         return rows
 
@@ -165,12 +168,6 @@ def _check(given: Given, past: int, rows: list[list[tuple[int, int, int]]]) -> N
         inside = [theirs[c - past + i] for c, _, n in clip(parts, past, past + given.columns) for i in range(n)]
         if any(b - a != 1 for a, b in zip(inside, inside[1:], strict=False)):
             raise Unidentified("position_ids do not rise by one from token to token")
-
-
-def _adapted(name: dict[str, Any], row: int, adapters: tuple[str, ...]) -> dict[str, Any]:
-    if adapters and not name["adapter"]:
-        name["adapter"] = adapters[row] if len(adapters) > 1 else adapters[0]
-    return name
 
 
 def _keys(cache: Any) -> list[Any]:

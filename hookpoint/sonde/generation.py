@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sonde.identity import Book, Naming, Track, clip, runs
+from sonde.identity import Book, Naming, Track, clip, name_adapters, runs
 from sonde.step import Finish, Phase, Range, Unidentified
 
 Run = tuple[int, int, int]  # (column, position, count)
@@ -48,7 +48,7 @@ class Prompts:
     mask: torch.Tensor | None  #: [rows, columns], rows expanded
     columns: int  #: of the prompts, those in a cache included
     cached: int  #: columns that the cache holds
-    adapters: tuple[str, ...]  #: of each prompt; one for all; or none
+    adapters: tuple[str, ...]  #: of each prompt or row; one for all; or none
 
     @property
     def copies(self) -> int:
@@ -189,9 +189,10 @@ class Generation:
             raise Unidentified(f"{given.rows} rows are no multiple of {copies} copies of each prompt")
         self.naming.check(given.rows // copies)
         names = [self.naming.of(p) for p in range(given.rows // copies)]
-        for p, adapter in enumerate(self.prompts.adapters):
-            for name in names if len(self.prompts.adapters) == 1 else names[p : p + 1]:
-                name["adapter"] = name["adapter"] or adapter
+        adapters = self.prompts.adapters
+        if len(adapters) == given.rows:  # one for each row
+            adapters = adapters[::copies]
+        name_adapters(names, adapters)
         masks = self._masks(given.rows)
         for r in range(given.rows):
             parts = runs(masks[r])

@@ -141,6 +141,9 @@ class HuggingFace:
     def _adapters(self, kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Name the adapter of each row, or the one of all."""
         names = kwargs.get("adapter_names")
+        if self._tuner is not None:  # PEFT takes the names itself, and hands them to its layers by hooks
+            for hook in self._tuner._forward_pre_hooks.values():
+                names = getattr(hook, "keywords", {}).get("adapter_names", names)
         if isinstance(names, (list, tuple)):
             return tuple("" if n == "__base__" else str(n) for n in names)
         if self._tuner is None or self._tuner.disable_adapters:

@@ -155,6 +155,14 @@ class Book:
         return self.recorder.stopping(track.number)
 
 
+def name_adapters(names: Sequence[dict[str, Any]], adapters: Sequence[str]) -> None:
+    """Fill in the adapter of each prompt where none was given; one adapter is that of all. Raises Unidentified."""
+    if len(adapters) not in (0, 1, len(names)):
+        raise Unidentified(f"adapter_names names {len(adapters)} rows and the call has {len(names)} prompts")
+    for i, name in enumerate(names if adapters else ()):
+        name["adapter"] = name["adapter"] or adapters[i if len(adapters) > 1 else 0]
+
+
 def runs(mask: Sequence[int]) -> list[tuple[int, int, int]]:
     """Split a row of an attention mask into runs of tokens: (column, position, count). Padding has no position."""
     out: list[tuple[int, int, int]] = []

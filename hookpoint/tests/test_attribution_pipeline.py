@@ -122,6 +122,38 @@ def test_every_mode_of_generate_reads_back_as_what_it_returned(rig: Rig, llama: 
     print(rig.sonde("lake", "verify", "--lake", str(rig.lake)).stdout)
 
 
+def test_two_threads_on_one_model_keep_their_requests_apart(rig: Rig, llama: LlamaForCausalLM) -> None:
+    returned: dict[str, list[int]] = {}
+    failed: list[BaseException] = []
+
+    def work(cap: sonde.Capture, who: int) -> None:
+        try:
+            for turn in range(6):
+                names = [f"thread-{who}-{turn}-{r}" for r in range(3)]
+                options = {"num_beams": 2} if (who + turn) % 2 else {}
+                with cap.request(*names):
+                    out = llama.generate((IDS + who).clamp(max=63) * MASK, attention_mask=MASK, max_new_tokens=6,
+                                         do_sample=False, **options)  # fmt: skip
+                for r, name in enumerate(names):
+                    returned[name] = [t + who for t in PROMPTS[r]] + ended(out[r, WIDTH:].tolist())
+        except BaseException as e:  # noqa: BLE001 (the test looks at it)
+            failed.append(e)
+
+    with sonde.capture(llama, ["resid_post"], socket=rig.socket, mode="complete") as cap:
+        threads = [threading.Thread(target=work, args=(cap, who)) for who in range(2)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        epoch, stats = cap.epoch, cap.stats()
+    assert failed == [] and (stats.failures, stats.unidentified) == (0, 0), (failed, stats)
+    closed(rig, epoch)
+    lake = sonde.open_lake(rig.lake)
+    for name, tokens in returned.items():
+        stored_right(lake, llama, name, 0, tokens, epoch)
+    assert len(returned) == 36
+
+
 def test_an_abort_of_the_bus_stops_one_row_of_generate(rig: Rig, llama: LlamaForCausalLM) -> None:
     heard: list[str] = []
     with sonde.capture(llama, ["resid_post"], socket=rig.socket, engine="stops") as cap:

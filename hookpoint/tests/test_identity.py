@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import io
 import re
@@ -257,7 +258,14 @@ def test_the_active_adapter_is_named(llama: LlamaForCausalLM) -> None:
         model(ids, use_cache=False)
         layer.chosen = ["a", "b"]
         model.generate(ids, max_new_tokens=2, pad_token_id=0)
-    assert [r.opened["adapter"] for r in d.memory.requests.values()] == ["french", "", "a+b"]
+        for names in (["x", "__base__"], ["x"] * 3):  # PEFT tells its layers like this
+            told = functools.partial(lambda *_, adapter_names: None, adapter_names=names)
+            hook = layer.register_forward_pre_hook(told)
+            model(ids.repeat(2, 1), use_cache=False)
+            model.generate(ids.repeat(2, 1), max_new_tokens=2, pad_token_id=0)
+            hook.remove()
+    assert [r.opened["adapter"] for r in d.memory.requests.values()] == ["french", "", "a+b", "x", "", "x", ""]
+    assert set(d.skipped) == {"adapter_names names 3 rows and the call has 2 prompts"}
 
 
 def test_detaching_leaves_the_model_as_it_was(llama: LlamaForCausalLM) -> None:
