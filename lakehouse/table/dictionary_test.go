@@ -119,7 +119,8 @@ func TestBoundsOfDictionaryColumnsAreThoseOfTheValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s, err := c.Statistics(); err == nil && s != nil && s.HasMinMax() {
-		t.Errorf("request has bounds of %d and %d bytes, although one value is too long", len(s.EncodeMin()), len(s.EncodeMax()))
+		t.Errorf("request has bounds of %d and %d bytes, although a value is too long", len(s.EncodeMin()),
+			len(s.EncodeMax()))
 	}
 	seen := map[string]bool{}
 	err = ReadVectors(bytes.NewReader(out.Bytes()), int64(out.Len()), &Query{Request: long}, false, func(v *Vector) error {

@@ -215,7 +215,8 @@ func TestThePageIsMeasured(t *testing.T) {
 		t.Fatalf("build sonde: %v\n%s", err, text)
 	}
 	b := &bench{runs: 1, binary: binary, python: findPython(), model: "models/trilingual", dir: dir,
-		rand: rand.New(rand.NewPCG(1, 1)), progress: fleet.NewProgressOn(os.Stderr), sizes: sizes{wireBytes: 2 << 20, growBytes: 1 << 20,
+		rand: rand.New(rand.NewPCG(1, 1)), progress: fleet.NewProgressOn(os.Stderr),
+		sizes: sizes{wireBytes: 2 << 20, growBytes: 1 << 20,
 			lakeBytes: 2 << 20, verdictFor: time.Second, fillSteps: 32, messageBytes: []int{64 << 10}}}
 	var out bytes.Buffer
 	results := filepath.Join(dir, "deep", "results.jsonl")

@@ -212,7 +212,8 @@ func (c *corpus) messages(size int) (messages [][]byte, subject string, rows int
 	prev := make([]schema.Cursor, len(c.chains))
 	for i, ch := range c.chains {
 		encoders[i], err = schema.NewVectorEncoder(schema.Header{Tenant: "acme", Engine: "bench", Epoch: 0xbe7c4,
-			Hook: ch.hook, Layer: ch.layer, DType: "bf16", Shape: []int{c.elements}, Model: "bench", PolicyVersion: "0123456789abcdef"})
+			Hook: ch.hook, Layer: ch.layer, DType: "bf16", Shape: []int{c.elements}, Model: "bench",
+			PolicyVersion: "0123456789abcdef"})
 		if err != nil {
 			return nil, "", 0, err
 		}

@@ -118,7 +118,8 @@ func run(ctx context.Context, args []string, out, errors io.Writer) int {
 	}
 	defer os.RemoveAll(dir)
 	b := &bench{runs: *runs, binary: "build/sonde", python: findPython(), model: "models/trilingual", dir: dir,
-		rand: rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1)), sizes: fullSizes(), progress: fleet.NewProgressOn(os.Stderr)}
+		rand: rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1)), sizes: fullSizes(),
+		progress: fleet.NewProgressOn(os.Stderr)}
 	if err := b.page(ctx, out, *only, *results); err != nil {
 		b.progress.Done()
 		fmt.Fprintf(errors, "bench could not measure everything: %v\n", err)
