@@ -46,8 +46,8 @@ type ledgerView struct {
 
 func newLedgerView(q TensorQuery, shard int, s Sequence, r Request) *ledgerView {
 	return &ledgerView{q: q, shard: shard, sequence: s, request: r, entries: map[uint32]map[int]bool{},
-		wanted: map[int32]expectation{}, passes: map[int32]int32{}, verdicts: map[int32]map[int32]bool{}, captures: map[uint64]string{},
-		figures: map[int32]bool{}}
+		wanted: map[int32]expectation{}, passes: map[int32]int32{}, verdicts: map[int32]map[int32]bool{},
+		captures: map[uint64]string{}, figures: map[int32]bool{}}
 }
 
 // read takes the facts of the sequence, and those of its epoch that name no

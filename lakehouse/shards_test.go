@@ -28,8 +28,8 @@ func TestShardsAreJoinedAlongTheLastAxis(t *testing.T) {
 	b.shard(2, 1, 2, []int{2, 1}, row(0, 3, 7), row(1, 13, 17)) // the parts need not be equal
 	l := b.lake()
 	got := mustTensor(t, l, ofH)
-	if !slices.Equal(got.Raw, []byte{1, 2, 3, 5, 6, 7, 11, 12, 13, 15, 16, 17}) || !slices.Equal(got.Shape, []int{2, 2, 3}) ||
-		got.ShardCount != 1 || !slices.Equal(got.RowBytes, []int{6, 6}) || !slices.Equal(got.Positions, []int32{0, 1}) ||
+	want := []byte{1, 2, 3, 5, 6, 7, 11, 12, 13, 15, 16, 17}
+	if !slices.Equal(got.Raw, want) || !slices.Equal(got.Shape, []int{2, 2, 3}) || got.ShardCount != 1 || !slices.Equal(got.RowBytes, []int{6, 6}) || !slices.Equal(got.Positions, []int32{0, 1}) ||
 		!slices.Equal(got.Passes, []int32{0, 0}) || got.Epoch != 1 {
 		t.Errorf("got %+v", got)
 	}
