@@ -67,8 +67,8 @@ func (k *Kafka) ensure(ctx context.Context, topic string) (*topicAnswer, error) 
 	switch why := refusal(err); {
 	case why != "":
 		return nil, errPermanent{fmt.Errorf("make topic %s: %s: %w", topic, why, err)}
-	case errors.Is(err, kafka.InvalidReplicationFactor), errors.Is(err, kafka.InvalidConfiguration),
-		errors.Is(err, kafka.PolicyViolation), errors.Is(err, kafka.InvalidTopic):
+	case errors.Is(err, kafka.InvalidConfiguration), errors.Is(err, kafka.PolicyViolation),
+		errors.Is(err, kafka.InvalidTopic): // but not too few brokers: more of them may be starting
 		return nil, errPermanent{fmt.Errorf("make topic %s: %w", topic, err)}
 	case errors.Is(err, kafka.TopicAlreadyExists): // somebody else made it this moment
 	case err != nil:
