@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import inspect
 import itertools
 import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,10 +22,11 @@ from torch import nn
 
 from sonde import compiled
 from sonde.calls import Calls
-from sonde.errors import AlreadyAttached, CaptureError
+from sonde.errors import AlreadyAttached, CaptureError, LakeError
 from sonde.gather import Gatherer
 from sonde.huggingface import HuggingFace, supports
 from sonde.identity import Naming
+from sonde.lake import Lake, open_lake
 from sonde.libsonde import REASONS
 from sonde.names import Catalogue, Tap
 from sonde.recorder import MODES, Abort, Recorder, WriterSettings
@@ -122,7 +124,7 @@ class Capture:
         """Say whether forwards are captured."""
         return self._enabled and not self._detached
 
-    @contextmanager
+    @contextlib.contextmanager
     def request(self, *ids: str, **naming: Any) -> Iterator[None]:
         """Name the rows of the calls inside the block, on this thread: one id for each prompt of the batch.
 
@@ -191,6 +193,27 @@ class Capture:
 
     def _keep_stats(self) -> None:
         self._last_stats = self._read_stats()
+
+    def stored(self, lake: str | os.PathLike[str], timeout: float = 60.0) -> Lake:
+        """Wait until a dataset holds everything of this capture, which must be detached, and open it there.
+
+        timeout is in seconds. Raises CaptureError.
+        """
+        if not self._detached:
+            raise CaptureError("wait for the dataset: the capture goes on; detach it first")
+        end = time.monotonic() + timeout
+        while True:
+            with contextlib.suppress(LakeError):
+                found = open_lake(lake)
+                facts = found.table("ledger", columns=["fact"], epoch=self.epoch)
+                if facts.num_rows and "closed" in facts["fact"].to_pylist():
+                    return found
+            if time.monotonic() > end:
+                raise CaptureError(
+                    f"wait for the dataset: {lake} does not hold the end of epoch {self.epoch} after {timeout:g} s; "
+                    "does `sonde run` materialize into it, and did its agent have this ring?"
+                )
+            time.sleep(0.1)
 
     def __enter__(self) -> Capture:
         """Capture until the end of the block."""
