@@ -62,9 +62,10 @@ def join_lineage(what: str, parts: Sequence[tuple[Part, Tensor]]) -> Tensor:
     for part, t in parts:
         inside = (t.positions >= part.start) & (t.positions < part.stop)
         chosen.append((t.positions[inside], t.passes[inside], t.values[inside]))
-        why = {p: m.reason for m in t.missing for p in range(max(m.start, part.start), min(m.stop, part.stop))}
-        for p in sorted(set(range(part.start, part.stop)) - set(chosen[-1][0].tolist())):
-            missing.append(Missing(p, p + 1, f"sample {part.sample}: {why.get(p, 'the ledger expects no row')}"))
+        for m in t.missing:
+            start, stop = max(m.start, part.start), min(m.stop, part.stop)
+            if start < stop:
+                missing.append(Missing(start, stop, f"sample {part.sample}: {m.reason}"))
     positions, passes, values = (np.concatenate(column) for column in zip(*chosen, strict=True))
     if len({t.dtype for _, t in parts if len(t.positions)}) > 1:
         raise LakeError(f"{what}: its rows differ in dtype or shape")

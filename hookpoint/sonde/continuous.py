@@ -21,8 +21,8 @@ class Continuous:
     def __init__(self, book: Book, naming: Callable[[], Naming]) -> None:
         """naming: what the next requests are called, one prompt after the other in the order of the inputs."""
         self._book, self._naming = book, naming
-        self._managers: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        self._managers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._lock, self._watched = threading.Lock(), 0
         self._names: dict[tuple[int, str], dict[str, Any]] = {}  # (manager, request id) of what was added
         self._lists: dict[int, list[dict[str, Any]]] = {}  # names of the prompts being added
         self._tracks: dict[tuple[int, str], tuple[Track, Any]] = {}  # with the scheduler's state of the request
@@ -31,7 +31,8 @@ class Continuous:
         """Learn the names of the requests that a manager is given, by wrapping its methods."""
         if manager in self._managers:
             return
-        self._managers.add(manager)
+        self._watched += 1
+        me = self._managers[manager] = self._watched
         add_request, add_requests = manager.add_request, manager.add_requests
 
         def named_request(input_ids: list[int], request_id: str | None = None, **kwargs: Any) -> str | None:
@@ -41,7 +42,7 @@ class Continuous:
                 if name is None and request_id is not None:  # the caller's own id
                     name = {**self._naming().without_requests().of(0), "external_id": request_id}
                 if name is not None and request_id is not None:
-                    self._names[id(manager), request_id] = name
+                    self._names[me, request_id] = name
                 while len(self._names) > MAX_NAMES:
                     self._names.pop(next(iter(self._names)))
             return add_request(input_ids, request_id, **kwargs)
@@ -81,12 +82,22 @@ class Continuous:
             out += track.take(position + prompt, count - prompt, start + prompt, Phase.DECODE, Phase.RECOMPUTE, new)
         return out
 
-    def sweep(self, manager: Any = None) -> None:
-        """End the requests that a manager does not have any more; without one, all requests."""
-        scheduler = None if manager is None else manager.batch_processor.scheduler
+    def close(self) -> None:
+        """End everything and leave the managers as they were."""
+        for manager in list(self._managers):
+            for name in ("add_request", "add_requests"):
+                manager.__dict__.pop(name, None)
         for key in list(self._tracks):
-            there = scheduler is not None and (
-                key[0] != id(manager) or key[1] in scheduler.active_requests or key[1] in scheduler.waiting_requests
+            self._end(key)
+
+    def sweep(self, manager: Any) -> None:
+        """End the requests that a manager does not have any more."""
+        scheduler = manager.batch_processor.scheduler
+        for key in list(self._tracks):
+            there = (
+                key[0] != self._managers[manager]
+                or key[1] in scheduler.active_requests
+                or key[1] in scheduler.waiting_requests
             )
             if not there:
                 self._end(key)
@@ -119,17 +130,20 @@ class Continuous:
         raise Unidentified("a packed batch of a manager that was made before the capture was attached")
 
     def _track(self, manager: Any, state: Any, position: int) -> Track:
-        key = (id(manager), state.request_id)
+        me = self._managers[manager]
+        key = (me, state.request_id)
+        if key in self._tracks and self._tracks[key][1] is not state and not state._true_initial_tokens:
+            self._end(key)  # the id is used again; a request that was preempted has tokens from before
         if key in self._tracks:
             track = self._tracks[key][0]
         else:
             parent, child, number = state.request_id.rpartition(CHILD)
-            forked = bool(child) and number.isdecimal() and (id(manager), parent) in self._names
+            forked = bool(child) and number.isdecimal() and (me, parent) in self._names
             with self._lock:
-                name = self._names.get((id(manager), parent if forked else state.request_id))
+                name = self._names.get((me, parent if forked else state.request_id))
                 if name is None:
                     name = self._naming().without_requests().of(0)
-                    self._names[id(manager), state.request_id] = name
+                    self._names[me, state.request_id] = name
             prompt = state._true_initial_tokens or len(state.initial_tokens)
             limit = state.max_new_tokens or 0
             track = self._book.open(name, int(number) + 1 if forked else 0, prompt, position, limit)

@@ -76,7 +76,7 @@ class HuggingFace:
         self._before = {}
         with self._lock:
             self._forwards.close()
-            self._continuous.sweep()
+            self._continuous.close()
 
     # ---- forwards ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -149,11 +150,7 @@ class Lake:
         choice = {"request": request, "hook": hook, "layer": layer, "sample": sample, "epoch": epoch, "number": number}
         parts = [] if rows else self._lineage(choice)
         if parts:
-            out = assembly.join_lineage(what, [
-                (part, self.tensor(request, hook, layer, sample=part.sample, shard=shard, epoch=part.epoch,
-                                   allow_partial=True)) for part in parts
-            ])  # fmt: skip
-            out = replace(out, sample=sample)
+            out = self._joined(what, parts, shard, choice)
         elif shard is None and any(r["shard_count"] > 1 for r in rows):
             out = self._whole(what, rows, choice)
         else:
@@ -161,6 +158,17 @@ class Lake:
         if out.missing and not allow_partial:
             raise IncompleteTensor(what, list(out.missing))
         return out
+
+    def _joined(self, what: str, parts: list[assembly.Part], shard: int | None, choice: dict[str, Any]) -> Tensor:
+        """Put a sequence together of the hypotheses that it consists of."""
+        found = []
+        for part in parts:
+            of = {**choice, "sample": part.sample, "epoch": part.epoch, "number": None}
+            with contextlib.suppress(NotInLake):  # a hook may have rows of sampled tokens only
+                found.append((part, self.tensor(**of, shard=shard, allow_partial=True)))
+        if not found:
+            raise NotInLake(f"{what}: not in the lake; sonde lake show {choice['request']} lists what there is")
+        return replace(assembly.join_lineage(what, found), sample=choice["sample"])
 
     def _whole(self, what: str, rows: list[dict[str, Any]], choice: dict[str, Any]) -> Tensor:
         """Put the shards of ranks together. Each rank has epochs of its own: the epoch that is asked for is of one."""

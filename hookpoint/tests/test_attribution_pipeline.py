@@ -70,11 +70,16 @@ def ended(tokens: list[int]) -> list[int]:
 
 def stored_right(lake: sonde.Lake, model: Any, request: str, sample: int, tokens: list[int], epoch: str) -> int:
     """Compare what the lake gives of a sequence with an independent forward of it; count the rows."""
-    want = alone(model, tokens, list(TAPS.values()))
+    want = alone(model, tokens, [*TAPS.values(), "lm_head"])
+    requests = lake.requests().to_pylist()
     for (hook, layer), path in TAPS.items():
         t = lake.tensor(request, hook, layer, sample=sample)
         assert list(t.positions) == list(range(len(tokens) - 1)) and t.missing == () and t.epoch == epoch
         np.testing.assert_allclose(t.values, want[path][: len(tokens) - 1].numpy(), rtol=1e-4, atol=1e-4)
+    prompt = next(r["prompt_tokens"] for r in requests if (r["request"], r["sample"]) == (request, sample))
+    logits = lake.tensor(request, "logits", sample=sample)
+    assert list(logits.positions) == list(range(prompt - 1, len(tokens) - 1)), "logits are those that were sampled from"
+    np.testing.assert_allclose(logits.values, want["lm_head"][prompt - 1 : len(tokens) - 1], rtol=1e-3, atol=1e-3)
     ids = lake.tensor(request, "token_ids", sample=sample)
     assert ids.values.reshape(-1).tolist() == tokens[:-1]
     return len(tokens) - 1
@@ -92,7 +97,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 def test_every_mode_of_generate_reads_back_as_what_it_returned(rig: Rig, llama: LlamaForCausalLM) -> None:
     returned: list[tuple[str, int, list[int]]] = []
-    with sonde.capture(llama, ["resid_post"], socket=rig.socket, mode="complete") as cap:
+    with sonde.capture(llama, ["resid_post", "logits"], socket=rig.socket, mode="complete") as cap:
         for mode, options in MODES.items():
             names = [f"{mode}-{r}" for r in range(3)]
             with cap.request(*names):
@@ -139,7 +144,7 @@ def test_two_threads_on_one_model_keep_their_requests_apart(rig: Rig, llama: Lla
         except BaseException as e:  # noqa: BLE001 (the test looks at it)
             failed.append(e)
 
-    with sonde.capture(llama, ["resid_post"], socket=rig.socket, mode="complete") as cap:
+    with sonde.capture(llama, ["resid_post", "logits"], socket=rig.socket, mode="complete") as cap:
         threads = [threading.Thread(target=work, args=(cap, who)) for who in range(2)]
         for t in threads:
             t.start()
@@ -156,7 +161,7 @@ def test_two_threads_on_one_model_keep_their_requests_apart(rig: Rig, llama: Lla
 
 def test_an_abort_of_the_bus_stops_one_row_of_generate(rig: Rig, llama: LlamaForCausalLM) -> None:
     heard: list[str] = []
-    with sonde.capture(llama, ["resid_post"], socket=rig.socket, engine="stops") as cap:
+    with sonde.capture(llama, ["resid_post", "logits"], socket=rig.socket, engine="stops") as cap:
         cap.wait_attached()
 
         class Slow(torch.nn.Module):

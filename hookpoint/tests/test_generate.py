@@ -459,3 +459,22 @@ def test_requests_that_are_added_by_hand_keep_their_ids(llama: LlamaForCausalLM)
     assert "mine" in names and other not in names and len(names) == 2
     tokens = results["mine"].prompt_ids + results["mine"].generated_tokens
     assert wrong_rows(d.memory.tensor("mine"), tokens, alone(llama, tokens, TAPS)) == []
+
+
+def test_an_id_that_is_used_again_is_another_request(llama: LlamaForCausalLM) -> None:
+    config = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1)
+    cb = ContinuousBatchingConfig(max_batch_tokens=16, num_blocks=16, page_size=8)
+    done = []
+    d = Driver(llama, TAPS)
+    with d, llama.continuous_batching_context_manager(config, continuous_batching_config=cb) as manager:
+        for prompt in ([30, 31, 32], [33, 34], [35, 36, 37, 38]):
+            manager.add_request(prompt, request_id="mine")
+            done.append(manager.get_result(timeout=30))
+    assert not {"add_request", "add_requests"} & set(manager.__dict__), "detaching leaves the manager wrapped"
+    numbers = d.memory.numbers("mine")
+    assert len(numbers) == 3 and all(d.memory.requests[n].finish == Finish.LENGTH for n in numbers)
+    for number, o in zip(numbers, done, strict=True):
+        tokens = o.prompt_ids + o.generated_tokens
+        rows = d.memory.accepted(number)
+        assert list(rows) == list(range(len(tokens) - 1))
+        assert wrong_rows(rows, tokens, alone(llama, tokens, TAPS)) == []
