@@ -17,8 +17,8 @@ import (
 // busToParquet is section c.
 func (b *bench) busToParquet(ctx context.Context) (*section, error) {
 	s := &section{Title: "bus to Parquet: from a full stream to a committed lake, every file synced",
-		header: []string{"data", "message", "MB/s", "to arrow-go's bare writer", "noise", "to parquet-go's", "to pyarrow's",
-			"CPU to bare", "size of bf16"}}
+		header: []string{"data", "message", "MB/s", "to arrow-go's bare writer", "noise", "to parquet-go's (its size)",
+			"to pyarrow's", "CPU to bare", "size of bf16"}}
 	s.notef("The bare writers get the same columns, decoded, and write the same rows, encodings and codec, synced too.")
 	hidden, err := b.hiddenStates(ctx)
 	if err != nil {
@@ -75,10 +75,10 @@ func (b *bench) lakeOf(ctx context.Context, s *section, c *corpus, size int, rea
 	if err != nil {
 		return err
 	}
-	out := filepath.Join(dir, "bare.parquet")
+	out, other := filepath.Join(dir, "bare.parquet"), filepath.Join(dir, "parquet-go.parquet")
 	arms := []arm{{"ours", l.materialize}, {"bare", timed(func(context.Context) error { return bare.writeArrow(out) })},
 		{"bare again", timed(func(context.Context) error { return bare.writeArrow(out) })},
-		{"parquet-go", timed(func(context.Context) error { return bare.writeParquetGo(out) })}}
+		{"parquet-go", timed(func(context.Context) error { return bare.writeParquetGo(other) })}}
 	python, err := b.pyarrow(ctx, files, filepath.Join(dir, "pyarrow.parquet"))
 	if err != nil {
 		return err
@@ -91,12 +91,18 @@ func (b *bench) lakeOf(ctx context.Context, s *section, c *corpus, size int, rea
 	if err != nil {
 		return err
 	}
-	b.lakeRow(s, c, size, real, r, float64(bytes)/raw, raw)
+	info, err := os.Stat(other)
+	if err != nil {
+		return err
+	}
+	b.lakeRow(s, c, size, real, r, [2]float64{float64(bytes) / raw, float64(info.Size()) / raw}, raw)
 	return nil
 }
 
-// lakeRow judges one comparison.
-func (b *bench) lakeRow(s *section, c *corpus, size int, real bool, r rounds, share, raw float64) {
+// lakeRow judges one comparison. shares are our size and that of parquet-go's file,
+// as shares of raw.
+func (b *bench) lakeRow(s *section, c *corpus, size int, real bool, r rounds, shares [2]float64, raw float64) {
+	share := shares[0]
 	kind := "random"
 	if real {
 		kind = "hidden"
@@ -121,8 +127,8 @@ func (b *bench) lakeRow(s *section, c *corpus, size int, real bool, r rounds, sh
 		s.keep(f)
 		pyarrow = ratio(f.spread)
 	}
-	s.row(c.name, sizeName(size), fmt.Sprintf("%.0f", rate.Median), judged(speed), percent(noise), ratio(other.spread),
-		pyarrow, ratio(cpu.spread), sizeText)
+	s.row(c.name, sizeName(size), fmt.Sprintf("%.0f", rate.Median), judged(speed), percent(noise),
+		fmt.Sprintf("%s (%.3f)", ratio(other.spread), shares[1]), pyarrow, ratio(cpu.spread), sizeText)
 }
 
 func sizeID(size int) string {
