@@ -252,3 +252,44 @@ func TestKafkaOpenSaysWhatIsWrong(t *testing.T) {
 		cancel()
 	}
 }
+
+// A reader whose user is slow asks for nothing meanwhile, and so hears nothing of the
+// end of its topic: the next offset exists in the new one too.
+func TestKafkaReaderThatSleptReadsNothingOfANewTopic(t *testing.T) {
+	server := realKafka(t)
+	o := bus.KafkaOptions{Brokers: []string{server.Address}, Stream: ownTopic()}
+	b := openKafka(t, o)
+	publish := func(b bus.Bus, subject string, messages int) {
+		t.Helper()
+		stored := make(chan error, messages)
+		data := make([]byte, 9<<20) // more than one question brings
+		for range messages {
+			err := b.Publish(deadline(t), bus.Message{Subject: subject, Data: data}, func(_ uint64, err error) { stored <- err })
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range messages {
+			if err := <-stored; err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	publish(b, "sonde.v1.old", 5)
+	s := subscribe(t, b, bus.SubscribeOptions{})
+	next(t, s)
+	time.Sleep(time.Second) // it reads ahead as far as it may
+	if err := bus.DeleteTopic(deadline(t), b); err != nil {
+		t.Fatal(err)
+	}
+	publish(openKafka(t, o), "sonde.v1.new", 8)
+	for {
+		d, err := s.Next(deadline(t))
+		if errors.Is(err, bus.ErrIncarnation) {
+			return
+		}
+		if err != nil || d.Subject != "sonde.v1.old" {
+			t.Fatalf("got %s at %d, %v; want the end of the old topic", d.Subject, d.Seq, err)
+		}
+	}
+}
