@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import inspect
 import itertools
 import logging
 import os
@@ -23,15 +22,16 @@ from torch import nn
 from sonde import compiled
 from sonde.calls import Calls
 from sonde.errors import AlreadyAttached, CaptureError, LakeError
-from sonde.gather import Gatherer
+from sonde.gather import Gatherer, Recorded
+from sonde.graphs import Graph, Recordings
 from sonde.huggingface import HuggingFace, supports
 from sonde.identity import Naming
 from sonde.lake import Lake, open_lake
 from sonde.libsonde import REASONS
 from sonde.names import Catalogue, Tap
 from sonde.recorder import MODES, Abort, Recorder, WriterSettings
-from sonde.rows import CASTS, Grid, grid
-from sonde.step import Identity, Unidentified
+from sonde.rows import CASTS, grid_of, positional
+from sonde.step import Identity, Range, Unidentified
 from sonde.taps import Forward, InputHook, OutputHook, RootHook, RootPreHook, Trunk
 
 log = logging.getLogger("sonde")
@@ -89,13 +89,13 @@ class Capture:
         self._counts, self._lock = _Counts(), threading.Lock()
         self._enabled, self._detached = True, False
         self._last_stats: Stats | None = None
-        self._parameters = _positional(model)
+        self._parameters = positional(model)
         self.recorder = Recorder(replace(settings, on_log=_log_to(weakref.ref(self))))
         weakref.finalize(self, self.recorder.close, 0.0)  # of a model that was dropped without detach
         try:
             self.identity = self._identify(model, identity)
             self._gatherer = Gatherer(self.recorder, taps, cast, shard, self.report)
-            self._trunk = Trunk()
+            self._trunk, self.recordings = Trunk(), Recordings()
             self._handle = compiled.register(self)
             self._hooks: list[InputHook | OutputHook] = []
             self._handles: list[Any] = []
@@ -141,6 +141,13 @@ class Capture:
     def naming(self) -> Naming:
         """What the requests of this thread's calls are called."""
         return getattr(self._local, "naming", None) or self._naming
+
+    def graph(self, call: Callable[[], Any], pool: Any = None) -> Graph:
+        """Record a call of the model, which makes one forward on a GPU, as a CUDA graph whose replays are captured.
+
+        The call is made three times. pool: of memory, as `torch.cuda.graph` takes it. Raises CaptureError.
+        """
+        return Graph(self, call, pool)
 
     @property
     def epoch(self) -> str:
@@ -229,13 +236,18 @@ class Capture:
         """Begin a forward of the root. Nothing that goes wrong here reaches the model."""
         current = self._trunk.current
         current.forward = None
-        if not self._enabled or self._detached or module is not self._model() or torch.jit.is_tracing():
+        if self._detached or module is not self._model() or torch.jit.is_tracing():
+            return
+        recording = self.recordings.current
+        if not self._enabled and recording is None:
             return
         try:
             if self.recorder.forked:
                 raise Unidentified("this process was forked from the one that attached; attach again in it")
-            ranges = self.identity.ranges(module, args, kwargs)
-            if not ranges:
+            if recording is None and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+                raise Unidentified("a CUDA graph is recorded; only those of `Capture.graph` are captured")
+            ranges = self.identity.ranges(module, args, kwargs) if recording is None else ()
+            if not ranges and recording is None:
                 return
             forward = Forward(ranges, grid_of(self._parameters, args, kwargs))
             if self._token_ids:
@@ -268,6 +280,10 @@ class Capture:
                 self._counts.raised += 1
             return
         forward.taken += ((i, x, None) for i, x in taken)
+        recording = self.recordings.current
+        if recording is not None:
+            recording.take(self.record, forward)
+            return
         self.recorder.forget_step()
         self._guarded("store", self._store, forward)
         self._guarded("identity", self.identity.finished, module, output)
@@ -283,8 +299,27 @@ class Capture:
     def _store(self, forward: Forward) -> None:
         with self.recorder.lock:
             self._counts.forwards += self._gatherer.store(forward)
-            for index in self._gatherer.early:
-                self._hooks[index].early = True
+            self._note_early()
+
+    def _note_early(self) -> None:
+        for index in self._gatherer.early:
+            self._hooks[index].early = True
+
+    def record(self, forward: Forward, launch: bool) -> Recorded:
+        """Gather what a forward tapped outside of any step. For `Graph`. Raises CaptureError."""
+        with self.recorder.lock:
+            recorded = self._gatherer.record(forward, launch)
+            self._note_early()
+            return recorded
+
+    def arm(self, recorded: Recorded, ranges: Sequence[Range]) -> None:
+        """Begin the replay of a graph that is launched next on the current stream. For `Graph`. Raises CaptureError."""
+        if self._detached:
+            raise CaptureError("replay a graph whose capture was detached: attach again and record it anew")
+        if self._enabled and ranges:
+            with self.recorder.lock:
+                self._guarded("replay", self._gatherer.arm, recorded, ranges)
+                self._counts.forwards += 1
 
     def _guarded(self, about: str, call: Callable[..., object], *args: Any) -> None:
         try:
@@ -422,37 +457,6 @@ def attach(
 def capture(model: nn.Module, hooks: Sequence[str] = ("resid_post",), **options: Any) -> Capture:
     """Attach for the length of a `with` block; see `attach` for the options."""
     return attach(model, hooks, **options)
-
-
-def grid_of(parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
-    """Find the tokens of a forward from what the root is given: batch × columns. Raises Unidentified."""
-    ids = kwargs.get("input_ids")
-    if ids is not None and not args and ids.dim() == 2:
-        batch, seq = ids.shape
-        return grid(batch, seq, _kept(kwargs.get("logits_to_keep"), seq))
-    named = {**dict(zip(parameters, args, strict=False)), **kwargs}
-    kept = named.get("logits_to_keep")
-    first = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
-    for x in (named.get("input_ids"), named.get("inputs_embeds"), first):
-        if isinstance(x, torch.Tensor) and x.dim() > 0:
-            one = x.dim() == 1 or x.dim() == 2 and x.is_floating_point()
-            batch, seq = (x.shape[0], 1) if one else x.shape[:2]
-            return grid(batch, seq, _kept(kept, seq))
-    raise Unidentified("no tensor with a batch was given to the model")
-
-
-def _kept(keep: Any, seq: int) -> tuple[int, ...] | None:
-    if isinstance(keep, torch.Tensor):
-        return tuple(keep.tolist()) if keep.dim() == 1 else None
-    return tuple(range(max(seq - keep, 0), seq)) if keep else None
-
-
-def _positional(model: nn.Module) -> list[str]:
-    try:
-        found = inspect.signature(model.forward).parameters.values()
-        return [p.name for p in found if p.kind <= p.POSITIONAL_OR_KEYWORD]
-    except (TypeError, ValueError):
-        return []
 
 
 def _describe(model: nn.Module, name: str) -> dict[str, str | int]:

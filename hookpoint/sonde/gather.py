@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from sonde.devices import DeviceRings
+from sonde.devices import DeviceRings, Taps
 from sonde.errors import CaptureError
 from sonde.libsonde import DTYPES, MAX_STEP_RANGES
 from sonde.names import TOKEN_IDS, Tap
 from sonde.recorder import Entry, Recorder
-from sonde.rows import FLOATS, Refused, Rows, rows_of
+from sonde.rows import FLOATS, Grid, Refused, Rows, rows_of
+from sonde.step import Range
 from sonde.taps import Forward
 
 MAX_LAYOUTS = 64  # of one capture; each is another set of hooks or element types
@@ -43,8 +44,11 @@ class Group:
     entries: list[Entry] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
     layout: int = -1
+    first: int = 0  #: of its entries, among those of all groups
+    sources: list[int] = field(default_factory=list)  #: of each entry, the place of its tensor among what was tapped
     runs: list[int] = field(default_factory=list)  #: first row and count, of each run of source rows
     memory: Any = None  #: the runs, where the library reads them
+    taps: Taps | None = None  #: of what lies on a GPU
 
     @property
     def on_host(self) -> bool:
@@ -54,10 +58,11 @@ class Group:
 
 @dataclass
 class _Plan:
-    # Of each tap: index, shape, strides, dtype, bytes before the rows; -1: it is not captured.
-    expect: list[tuple[int, torch.Size, tuple[int, ...], torch.dtype, int]]
+    # Of each tap: index, shape, strides, dtype, device (-1: the host), bytes before the rows (-1: it is not captured).
+    expect: list[tuple[int, torch.Size, tuple[int, ...], torch.dtype, int, int]]
     groups: list[Group]
     lasting: bool  # addresses and runs are all that changes
+    order: list[int] | None = None  # of the captured taps, those of the groups one after the other; None: as they came
     layouts: bytes = b""
     copies: Any = None  # sonde_copy of each entry that the host copies, group by group, as u64
 
@@ -65,6 +70,15 @@ class _Plan:
         """Make the parts that all steps share."""
         self.layouts = struct.pack(f"<{len(self.groups)}I", *(g.layout for g in self.groups))
         words = []
+        sources = [i for g in self.groups for i in g.sources]
+        ranks = {place: i for i, place in enumerate(sorted(sources))}
+        order = [ranks[i] for i in sources]
+        self.order = None if order == sorted(order) else order
+        entries = 0
+        for g in self.groups:
+            g.first, entries = entries, entries + len(g.entries)
+            if not g.on_host:
+                g.taps = Taps.of(g.layout, g.device, g.sampled, g.entries, g.rows)
         for bit, g in enumerate(self.groups):
             for e, r in enumerate(g.rows if g.on_host else ()):
                 # src, src_bytes, row_stride, runs, rows, run_count | row_count, layout_index | entry, src_dtype
@@ -73,21 +87,47 @@ class _Plan:
         self.count, self.where = len(words) // 8, c.addressof(self.copies)
         self._words = memoryview(self.copies).cast("B").cast("Q")
 
-    def point(self, addresses: list[int]) -> None:
-        """Say where the rows of each entry are."""
-        if addresses:
+    def point(self, addresses: list[int]) -> list[int]:
+        """Say where the rows of each entry are; give the addresses in the order of the groups."""
+        if self.order is not None:
+            addresses = [addresses[i] for i in self.order]
+        if self.count == len(addresses) > 0:
             self._words[0::8] = array("Q", addresses)
+        elif self.count:
+            host = [a for g in self.groups if g.on_host for a in addresses[g.first : g.first + len(g.entries)]]
+            self._words[0::8] = array("Q", host)
+        return addresses
+
+    def fresh(self) -> list[int]:
+        """Do the same for the tensors that the plan was made of."""
+        rows = sorted((i, r.address) for g in self.groups for i, r in zip(g.sources, g.rows, strict=True))
+        return self.point([address for _, address in rows])
+
+    def forget(self) -> None:
+        """Let go of the tensors that the plan was made of."""
+        for g in self.groups:
+            g.rows.clear()
 
     def choose(self, group: Group, first: int, runs: list[int]) -> None:
         """Say which rows the entries of a group take; first: of its entries among all copies."""
         if runs == group.runs:
             return
         group.runs = runs
-        if group.on_host:
+        if group.taps is not None and runs:
+            group.taps.choose(runs)
+        elif group.on_host:
             group.memory = (c.c_uint32 * len(runs))(*runs)
             for i in range(8 * first, 8 * (first + len(group.entries)), 8):
                 self.copies[i + 3] = c.addressof(group.memory)
                 self.copies[i + 5] = len(runs) // 2
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a CUDA graph gathers at each replay."""
+
+    plan: _Plan
+    grid: Grid
 
 
 class Gatherer:
@@ -106,7 +146,7 @@ class Gatherer:
         self.early: set[int] = set()  # taps that must copy at once from now on
         self.overwritten = 0  # tensors that were not read because the model had overwritten them
         self._recorder, self._cast, self._shard, self._problem = recorder, cast, shard, problem
-        self._devices = DeviceRings(recorder)
+        self.devices = DeviceRings(recorder)
         self._layouts: dict[tuple[Entry, ...], int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._plans: dict[object, _Plan] = {}
@@ -128,18 +168,58 @@ class Gatherer:
                 if len(self._plans) >= MAX_PLANS:
                     self._plans.clear()
                 self._plans[key] = plan
-            addresses = [r.address for g in plan.groups for r in g.rows if g.on_host]
+            addresses = None
         if not plan.groups:
             return False
-        plan.point(addresses)
-        self._write(plan, forward)
-        for g in plan.groups:
-            g.rows.clear()
+        self._write(plan, forward, plan.point(addresses) if addresses is not None else plan.fresh())
+        plan.forget()
         return True
+
+    def record(self, forward: Forward, launch: bool) -> Recorded:
+        """Gather all rows of what was tapped, outside of any step. Raises CaptureError.
+
+        launch: the current stream is recording, and rings are open. Otherwise they are opened, and what the model
+        overwrites is found.
+        """
+        plan = self._make(forward, True)
+        addresses = plan.fresh()
+        for group in plan.groups:
+            if group.taps is None:
+                raise CaptureError(f"{group.entries[0].hook} lies in memory of the host; a CUDA graph cannot copy it")
+            group.taps.choose([0, min(group.taps.counts)])
+            if not launch:
+                self.devices.open(group.taps)
+            elif group.stale:
+                raise CaptureError(f"{group.entries[0].hook} is overwritten by the model in some calls only")
+            else:
+                self._gather(group, forward, addresses)
+        plan.forget()
+        return Recorded(plan, forward.grid)
+
+    def arm(self, recorded: Recorded, ranges: Sequence[Range]) -> None:
+        """Write the step of a replay that is launched next on the current stream. Raises CaptureError."""
+        groups, masks = recorded.plan.groups, [0] * len(ranges)
+        forward = Forward(ranges, recorded.grid)
+        armed = []
+        for bit, group in enumerate(groups):
+            runs = _select(group, forward, masks, bit)
+            if runs and (len(runs) > 2 or runs[0]):
+                raise CaptureError(f"the rows of a replay are {runs}; they must be the first ones, without holes")
+            armed.append(bool(runs))
+        self._recorder.begin_step(ranges, masks, recorded.plan.layouts)
+        closing = {bit for bit, any_rows in enumerate(armed) if any_rows}
+        try:
+            for bit in sorted(closing):
+                closing.discard(bit)
+                self.devices.arm(bit, groups[bit].taps)
+        finally:
+            for bit in closing:
+                self._recorder.abort_layout(bit)
+            self._recorder.commit_step()
 
     def close(self, timeout: float) -> None:
         """Give device rings back."""
-        self._devices.close(timeout)
+        self.devices.close(timeout)
 
     # ---- a plan ----
 
@@ -147,7 +227,7 @@ class Gatherer:
         plan = _Plan([], [], True)
         seen: Counter[int] = Counter()
         groups: dict[object, Group] = {}
-        for index, x, version in forward.taken:
+        for place, (index, x, version) in enumerate(forward.taken):
             tap = self.taps[index]
             seen[index] += 1
             offset = -1
@@ -163,12 +243,15 @@ class Gatherer:
                     group = groups.setdefault(group_key, Group(tap.sampled, rows.columns, x.device, stale))
                     group.entries.append(entry)
                     group.rows.append(rows)
+                    group.sources.append(place)
                     offset = rows.offset
-                    plan.lasting &= rows.tensor is x and x.is_cpu and not stale
+                    plan.lasting &= rows.tensor is x and not stale
                 except Exception as e:  # noqa: BLE001 (a tensor of any kind may come; the others are captured)
                     self._problem(tap.name, str(e) if isinstance(e, Refused) else repr(e))
-            plan.expect.append((index, x.shape, _strides(x), x.dtype, offset))
+            plan.expect.append((index, x.shape, _strides(x), x.dtype, x.get_device(), offset))
         plan.groups = [g for g in groups.values() if self._define(g)]
+        kept = {i for g in plan.groups for i in g.sources}
+        plan.expect = [e if i in kept else (*e[:-1], -1) for i, e in enumerate(plan.expect)]
         plan.seal()
         return plan
 
@@ -196,7 +279,7 @@ class Gatherer:
 
     # ---- a step ----
 
-    def _write(self, plan: _Plan, forward: Forward) -> None:
+    def _write(self, plan: _Plan, forward: Forward, addresses: list[int]) -> None:
         ranges, groups = forward.ranges, plan.groups
         if len(ranges) > MAX_STEP_RANGES:
             raise CaptureError(f"a forward computes {len(ranges)} runs of tokens; at most {MAX_STEP_RANGES}")
@@ -212,9 +295,11 @@ class Gatherer:
             for bit, group in enumerate(groups):
                 if group.stale:
                     recorder.abort_layout(bit)
-                elif not group.on_host:
+                elif group.taps is not None:
                     closing.discard(bit)
-                    self._devices.gather(bit, group)
+                    if group.runs:
+                        self.devices.arm(bit, group.taps)
+                        self._gather(group, forward, addresses)
             recorder.copy(plan.where, plan.count)
         except BaseException:
             for bit in closing:
@@ -224,6 +309,11 @@ class Gatherer:
             recorder.commit_step()
 
 
+    def _gather(self, group: Group, forward: Forward, addresses: list[int]) -> None:
+        tensors = [r.tensor for r in group.rows] or [forward.taken[i][1] for i in group.sources]
+        self.devices.gather(group.taps, tensors, addresses[group.first : group.first + len(group.entries)])
+
+
 def _strides(x: torch.Tensor) -> tuple[int, ...]:
     return x.stride() if x.layout == torch.strided else ()
 
@@ -231,11 +321,13 @@ def _strides(x: torch.Tensor) -> tuple[int, ...]:
 def _fitting(plan: _Plan, forward: Forward) -> list[int] | None:
     """Give the addresses of the rows if the plan fits what was tapped."""
     out = []
-    for (index, x, version), (i, shape, strides, dtype, offset) in zip(forward.taken, plan.expect, strict=True):
+    for (index, x, version), (i, shape, strides, dtype, device, offset) in zip(
+        forward.taken, plan.expect, strict=True
+    ):
         if index != i or x.dtype is not dtype or x.shape != shape:
             return None
         if offset >= 0:
-            if x.stride() != strides or not x.is_cpu or version is not None and x._version != version:
+            if x.stride() != strides or x.get_device() != device or version is not None and x._version != version:
                 return None
             out.append(x.data_ptr() + offset)
     return out

@@ -155,7 +155,7 @@ _CALLS = {
     "sonde_commit_step": [_P],
     "sonde_device_open": [_P, c.POINTER(DeviceOptions), c.POINTER(_P)],
     "sonde_device_plan": [_P, _U32, _U32],
-    "sonde_device_taps": [_P, c.c_char_p, _U32],
+    "sonde_device_taps": [_P, _P, _U32],
     "sonde_device_gather": [_P, _P],
     "sonde_device_arm": [_P, _U32, _P],
     "sonde_device_get_stats": [_P, c.POINTER(DeviceStats)],

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
+from torch import nn
 
 from sonde.dtypes import SIZES
 from sonde.errors import CaptureError
 from sonde.libsonde import MAX_DIMS
 from sonde.names import TOKEN_IDS, Tap
+from sonde.step import Unidentified
 
 #: Types of elements that can be captured, and their names in the dataset.
 ELEMENTS = {
@@ -61,6 +66,38 @@ class Grid:
 def grid(batch: int, seq: int, kept: tuple[int, ...] | None) -> Grid:
     """Make a grid, the same one for the same tokens."""
     return Grid(batch, seq, kept)
+
+
+def positional(model: nn.Module) -> list[str]:
+    """List the names of the parameters that the root takes by position."""
+    try:
+        found = inspect.signature(model.forward).parameters.values()
+        return [p.name for p in found if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    except (TypeError, ValueError):
+        return []
+
+
+def grid_of(parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+    """Find the tokens of a forward from what the root is given: batch × columns. Raises Unidentified."""
+    ids = kwargs.get("input_ids")
+    if ids is not None and not args and ids.dim() == 2:
+        batch, seq = ids.shape
+        return grid(batch, seq, _kept(kwargs.get("logits_to_keep"), seq))
+    named = {**dict(zip(parameters, args, strict=False)), **kwargs}
+    kept = named.get("logits_to_keep")
+    first = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
+    for x in (named.get("input_ids"), named.get("inputs_embeds"), first):
+        if isinstance(x, torch.Tensor) and x.dim() > 0:
+            one = x.dim() == 1 or x.dim() == 2 and x.is_floating_point()
+            batch, seq = (x.shape[0], 1) if one else x.shape[:2]
+            return grid(batch, seq, _kept(kept, seq))
+    raise Unidentified("no tensor with a batch was given to the model")
+
+
+def _kept(keep: Any, seq: int) -> tuple[int, ...] | None:
+    if isinstance(keep, torch.Tensor):
+        return tuple(keep.tolist()) if keep.dim() == 1 else None
+    return tuple(range(max(seq - keep, 0), seq)) if keep else None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from capture_rig import PlainHooks, Rig, all_taps, batch, expected, make_model, 
 
 import sonde
 from sonde import libsonde
+from sonde.recorder import Recorder
+from sonde.step import Range
 
 REQUESTS = ["a", "b", "c"]
 HOOKS = ["resid_post", "resid_mid", "q", "z", "mlp_post", "logits"]
@@ -92,3 +94,55 @@ def test_compiled_code_of_a_gpu_stores_what_it_computed(rig: Rig, mode: str | No
     stored = rig.rows(capture)
     assert stored.keys() == wanted.keys()
     assert [k for k in wanted if stored[k] != wanted[k]] == []
+
+
+class Slots:
+    """Names the rows of a batch as a serving engine would, which knows them on the host."""
+
+    def __init__(self, recorder: Recorder, rows: int) -> None:
+        self.numbers = [recorder.open_request(f"slot-{r}") for r in range(rows)]
+        self.position = 0
+
+    def ranges(self, *_: object) -> list[Range]:
+        return [Range(n, self.position, 1, r, sampled=True) for r, n in enumerate(self.numbers)]
+
+    def finished(self, *_: object) -> None:
+        self.position += 1
+
+
+@torch.no_grad()
+def test_each_replay_of_a_graph_is_stored_and_padding_is_not(rig: Rig) -> None:
+    model = make_model("Llama").to("cuda", torch.bfloat16)
+    taps = [t for t in all_taps(model) if t.hook in HOOKS]
+    ids = torch.zeros(4, 1, dtype=torch.int64, device="cuda")
+    wanted = {}
+    with sonde.attach(model, HOOKS, socket=rig.socket, identity=lambda r: Slots(r, 4), token_ids=True) as capture:
+        plain = PlainHooks(model, taps)
+
+        def call() -> list[torch.Tensor]:
+            for xs in plain.seen.values():
+                xs.clear()
+            model(input_ids=ids, use_cache=False)
+            return [plain.seen[t][0] for t in taps]
+
+        graphs = [capture.graph(call) for _ in range(2)]  # they share the ring
+        capture.recorder.wait_attached(10)
+        for step in range(6):
+            ids.random_(3, 97)
+            busy = 4 - step % 2
+            graphs[step % 2].replay(capture.identity.ranges()[:busy])
+            torch.cuda.synchronize()
+            for t, x in zip(taps, graphs[step % 2].output, strict=True):
+                for r in range(busy):
+                    wanted[f"slot-{r}", t.hook, t.layer, step] = x[r].cpu().float().numpy().tobytes()
+            for r in range(busy):
+                wanted[f"slot-{r}", "token_ids", -1, step] = ids[r].cpu().to(torch.int32).numpy().tobytes()
+            capture.identity.finished()
+        plain.remove()
+        stats = capture.stats()
+    assert stats.problems == {} and stats.forwards == 6 and sum(stats.dropped_rows.values()) == 0
+    stored = rig.rows(capture)
+    assert stored.keys() == wanted.keys()
+    assert [k for k in wanted if stored[k] != wanted[k]] == []
+    with pytest.raises(sonde.CaptureError, match="detached"):
+        graphs[0].replay([])
