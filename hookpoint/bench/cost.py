@@ -1,8 +1,8 @@
 """What capture costs a decode of a small Llama on the CPU, against the other ways of getting at its activations.
 
 All arms run in one process, in random order, round after round; a figure is the median over the rounds of the time of
-one generated token. `none again` is the same as `none` and shows the noise. The ring is written and never read: an
-agent runs in a process of its own, and here it would take one of the cores that the model computes with.
+one generated token. `none again` is the same as `none` and shows the noise. An agent (`sonde run`, without a dataset)
+reads the ring, so that its memory is used again and again, as in a real run; it takes its time on another core.
 """
 
 from __future__ import annotations
@@ -11,16 +11,32 @@ import argparse
 import contextlib
 import random
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 import transformers
 
 import sonde
 
+ROOT = Path(__file__).resolve().parents[2]
 LAYERS, BATCH, PROMPT, TOKENS = 8, 4, 16, 32
-RING = 256 << 20  # more than all rounds of one attachment write
+RING = 4 << 20  # bytes: it has been around once before a figure is taken
+WARM = 4  # calls of generate before the one that counts
+
+CONFIG = """\
+bus: {{embedded: {{store_dir: {dir}/bus, listen: "127.0.0.1:0"}}}}
+agent: {{socket: {dir}/s, dead_letter: {{dir: {dir}/dead}}}}
+policy: {{rules: [{{name: counted only, hooks: ["no_such_hook"]}}]}}
+http: {{listen: ""}}
+"""
+
+
+Arm = Callable[[], AbstractContextManager[None]]
 
 
 def model() -> transformers.PreTrainedModel:
@@ -33,12 +49,33 @@ def model() -> transformers.PreTrainedModel:
     return transformers.LlamaForCausalLM(config).eval()
 
 
-def attached(m: transformers.PreTrainedModel, hooks: list[str], enabled: bool = True) -> Callable[[], object]:
+@contextlib.contextmanager
+def agent() -> Iterator[str]:
+    """Run an agent, and give its socket."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "sonde.yaml").write_text(CONFIG.format(dir=folder))
+        command = [str(ROOT / "build" / "sonde"), "run", "--config", f"{folder}/sonde.yaml"]
+        command += ["--role", "bus", "--role", "agent"]
+        with open(f"{folder}/log", "w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            while not Path(f"{folder}/s").exists():
+                if process.poll() is not None:
+                    raise SystemExit(f"the agent ended:\n{Path(folder, 'log').read_text()}")
+                time.sleep(0.05)
+            yield f"{folder}/s"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def attached(m: transformers.PreTrainedModel, socket: str, hooks: list[str], enabled: bool = True) -> Arm:
     """Capture hooks."""
 
     @contextlib.contextmanager
     def arm() -> Iterator[None]:
-        with sonde.attach(m, hooks, socket=None, data_bytes=RING) as capture:
+        with sonde.attach(m, hooks, socket=socket, data_bytes=RING) as capture:
+            capture.wait_attached()
             if not enabled:
                 capture.disable()
             yield
@@ -49,7 +86,7 @@ def attached(m: transformers.PreTrainedModel, hooks: list[str], enabled: bool = 
     return arm
 
 
-def cloning(m: transformers.PreTrainedModel) -> Callable[[], object]:
+def cloning(m: transformers.PreTrainedModel) -> Arm:
     """Have plain forward hooks clone the output of each layer."""
 
     @contextlib.contextmanager
@@ -63,10 +100,10 @@ def cloning(m: transformers.PreTrainedModel) -> Callable[[], object]:
     return arm
 
 
-def detached(m: transformers.PreTrainedModel) -> Callable[[], object]:
+def detached(m: transformers.PreTrainedModel) -> Arm:
     """Attach, capture once, and detach."""
 
-    def arm() -> contextlib.AbstractContextManager[None]:
+    def arm() -> AbstractContextManager[None]:
         with sonde.attach(m, ["resid_post"], socket=None):
             generate(m)
         return contextlib.nullcontext()
@@ -94,16 +131,22 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     transformers.logging.set_verbosity_error()
     clock = time.process_time if given.cpu_time else time.perf_counter
+    with agent() as socket:
+        report(measure(socket, given, clock), given)
+
+
+def measure(socket: str, given: argparse.Namespace, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Time all arms, round after round."""
     m, order = model(), random.Random(given.seed)
     other = model()  # transformers leaves hooks of its own in a model that once gave its hidden states
     hidden = {"output_hidden_states": True, "return_dict_in_generate": True}
-    arms: dict[str, tuple[Callable[[], object], transformers.PreTrainedModel, dict[str, object]]] = {
+    arms: dict[str, tuple[Arm, transformers.PreTrainedModel, dict[str, object]]] = {
         "none": (contextlib.nullcontext, m, {}),
         "none again": (contextlib.nullcontext, m, {}),
         "sonde detached": (detached(m), m, {}),
-        "sonde disabled, all layers": (attached(m, ["resid_post"], enabled=False), m, {}),
-        "sonde, 1 hook": (attached(m, ["resid_post.0"]), m, {}),
-        "sonde, all layers": (attached(m, ["resid_post"]), m, {}),
+        "sonde disabled, all layers": (attached(m, socket, ["resid_post"], enabled=False), m, {}),
+        "sonde, 1 hook": (attached(m, socket, ["resid_post.0"]), m, {}),
+        "sonde, all layers": (attached(m, socket, ["resid_post"]), m, {}),
         "forward hooks that clone, all layers": (cloning(m), m, {}),
         "output_hidden_states": (contextlib.nullcontext, other, hidden),
     }
@@ -111,12 +154,13 @@ def main() -> None:
     for turn in range(given.rounds + 1):
         for name in order.sample(list(arms), len(arms)):
             make, used, how = arms[name]
-            with make():  # type: ignore[attr-defined]
-                generate(used, **how)
+            with make():
+                for _ in range(WARM):
+                    generate(used, **how)
                 t = generate(used, clock, **how)
             if turn:
                 times[name].append(t)
-    report(times, given)
+    return times
 
 
 def report(times: dict[str, list[float]], given: argparse.Namespace) -> None:
