@@ -117,6 +117,8 @@ func run(ctx context.Context, args []string, out, errors io.Writer) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	defer os.Remove(socketPath())
+	defer os.Remove(socketPath() + ".lock") // the agent was killed and could not tidy up
 	b := &bench{runs: *runs, binary: "build/sonde", python: findPython(), model: "models/trilingual", dir: dir,
 		rand: rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1)), sizes: fullSizes(),
 		progress: fleet.NewProgressOn(os.Stderr)}
