@@ -75,12 +75,13 @@ type fakeSession struct {
 	releases []uint64
 	counters ring2.ProducerCounters
 	err      error // after the records
+	gone     chan struct{}
 	closed   bool
 	abort    func(ring2.Abort) (ring2.AbortOutcome, uint32, error)
 }
 
 func newFakeSession() *fakeSession {
-	return &fakeSession{changed: make(chan struct{}), config: ring2.Config{Epoch: testEpoch, DescCount: 4096,
+	return &fakeSession{changed: make(chan struct{}), gone: make(chan struct{}), config: ring2.Config{Epoch: testEpoch, DescCount: 4096,
 		DataBytes: 64 << 20, EngineInstance: "engine", RankCount: 1, WallMinusMonoNS: 1000}}
 }
 
@@ -102,7 +103,6 @@ func (s *fakeSession) put(kind ring2.Kind, payload []byte) (seq uint64) {
 	return seq
 }
 
-func (s *fakeSession) end(err error)            { s.set(func() { s.err = err }) }
 func (s *fakeSession) Config() ring2.Config     { return s.config }
 func (s *fakeSession) Snapshot() []ring2.Record { return s.snapshot }
 func (s *fakeSession) Quarantined() error       { return nil }

@@ -79,6 +79,8 @@ type Agent struct {
 	dead   *deadLetters
 	now    func() time.Time
 
+	dyingEngine, longestParting time.Duration // tests shorten them
+
 	counters counters
 
 	servedMu sync.Mutex        // taken before mu, never the other way round
@@ -121,7 +123,7 @@ func New(o Options) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{o: o, log: o.Logger, policy: policy, dead: dead, now: time.Now, served: map[string]func(){},
-		before: map[rankName]Counts{}, ranks: map[*rank]bool{}}
+		before: map[rankName]Counts{}, ranks: map[*rank]bool{}, dyingEngine: dyingEngine, longestParting: longestParting}
 	a.budget = newBudget(policy.budget, a.now)
 	if o.Registerer != nil {
 		if err := o.Registerer.Register(&collector{a}); err != nil {
@@ -138,7 +140,9 @@ func fill[N int | int64](v *N, standard N) {
 }
 
 // Run accepts ranks until ctx ends, or the listener is closed, which is an error.
-// Rows that are not acknowledged by then stay in their rings for the next agent.
+// Rows that are not acknowledged by then stay in their rings for the next agent. The
+// ring of an engine that is gone has no next agent: it is read to its end, which
+// takes up to 5 s more.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var ranks sync.WaitGroup
@@ -180,6 +184,7 @@ type Session interface {
 	Abort(ctx context.Context, a ring2.Abort) (ring2.AbortOutcome, uint32, error)
 	Lost() []uint64
 	Quarantined() error
+	Gone() <-chan struct{} // closed when the engine's connection has ended; nil: there is none
 	Close() error
 }
 
@@ -216,6 +221,10 @@ func (a *Agent) Attach(ctx context.Context, s Session) {
 		log.Warn("rank detached; it will be read again when it redials", "error", err)
 		a.counters.detached.Add(1)
 	}
+	if r.abandoned() {
+		log.Warn("rows of an engine that is gone are lost with this agent; an engine that has a state folder names them "+
+			"at its next start", "rows_in_flight", r.account.snapshot().InFlight, "records_unread", s.ClaimSeq()-r.nextSeq)
+	}
 	a.unregister(r)
 	if err := s.Close(); err != nil {
 		log.Warn("close session", "error", err)
@@ -248,7 +257,7 @@ func (a *Agent) register(s Session, log *slog.Logger) (*rank, error) {
 func (a *Agent) unregister(r *rank) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if r.ended && r.quarantine == nil && !r.own.closedDone {
+	if r.abandoned() {
 		r.account.surrendered() // the engine is dead: nobody will read its ring again
 	} else {
 		r.account.returned()

@@ -17,7 +17,7 @@ import (
 // rank reads one ring. One goroutine owns it but for the marked fields.
 type rank struct {
 	agent   *Agent
-	ctx     context.Context // of run
+	ctx     context.Context // of run: see part
 	s       Session
 	cfg     ring2.Config
 	name    rankName
@@ -117,9 +117,9 @@ type batchOfRecords struct {
 }
 
 // run reads until the epoch is closed, the ring is quarantined, the bus gives up,
-// or ctx ends.
+// or ctx ends. With a ring that no other agent will read it goes on for a while.
 func (r *rank) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := r.part(ctx)
 	defer cancel()
 	r.ctx = ctx
 	if err := r.attach(); err != nil {

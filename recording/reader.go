@@ -291,6 +291,9 @@ func (r *Reader) Abort(context.Context, ring2.Abort) (ring2.AbortOutcome, uint32
 	return ring2.AbortUnknown, 0, ErrNoEngine
 }
 
+// Gone is never closed: whoever stops reading a recording can read it again.
+func (r *Reader) Gone() <-chan struct{} { return nil }
+
 // Lost lists the records that the engine had claimed and never committed.
 func (r *Reader) Lost() []uint64 {
 	r.mu.Lock()

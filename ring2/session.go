@@ -272,6 +272,10 @@ func (s *Session) words() lastWords {
 	return s.last
 }
 
+// Gone is closed when the connection has ended: the engine is dead, or is about to
+// dial again.
+func (s *Session) Gone() <-chan struct{} { return s.gone }
+
 // Lost lists, ascending, the records that the engine had claimed and never
 // committed when it died. It is complete when Next has returned io.EOF.
 func (s *Session) Lost() []uint64 {
