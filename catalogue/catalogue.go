@@ -74,8 +74,9 @@ type Check struct {
 
 // Checks lists all checks.
 var Checks = []Check{
-	{"bus", "the broker can be reached, and an embedded one can write its store", "start the broker that bus.url or bus.kafka " +
-		"names, or make room on the disk of bus.embedded.store_dir; the rest goes on by itself"},
+	{"bus", "the broker can be reached, and an embedded one can write its store",
+		"start the broker that bus.url or bus.kafka names, or make room on the disk of bus.embedded.store_dir; " +
+			"the rest goes on by itself"},
 	{"agent", "engines can attach at agent.socket, and what they capture is published",
 		"mend the bus first, if that is not ready either; then read the last lines of the log"},
 	{"materializer", "what was published is committed to the dataset",

@@ -29,7 +29,8 @@ func TestShardsAreJoinedAlongTheLastAxis(t *testing.T) {
 	l := b.lake()
 	got := mustTensor(t, l, ofH)
 	want := []byte{1, 2, 3, 5, 6, 7, 11, 12, 13, 15, 16, 17}
-	if !slices.Equal(got.Raw, want) || !slices.Equal(got.Shape, []int{2, 2, 3}) || got.ShardCount != 1 || !slices.Equal(got.RowBytes, []int{6, 6}) || !slices.Equal(got.Positions, []int32{0, 1}) ||
+	if !slices.Equal(got.Raw, want) || !slices.Equal(got.Shape, []int{2, 2, 3}) || got.ShardCount != 1 ||
+		!slices.Equal(got.RowBytes, []int{6, 6}) || !slices.Equal(got.Positions, []int32{0, 1}) ||
 		!slices.Equal(got.Passes, []int32{0, 0}) || got.Epoch != 1 {
 		t.Errorf("got %+v", got)
 	}

@@ -81,8 +81,8 @@ type fakeSession struct {
 }
 
 func newFakeSession() *fakeSession {
-	return &fakeSession{changed: make(chan struct{}), gone: make(chan struct{}), config: ring2.Config{Epoch: testEpoch, DescCount: 4096,
-		DataBytes: 64 << 20, EngineInstance: "engine", RankCount: 1, WallMinusMonoNS: 1000}}
+	return &fakeSession{changed: make(chan struct{}), gone: make(chan struct{}), config: ring2.Config{Epoch: testEpoch,
+		DescCount: 4096, DataBytes: 64 << 20, EngineInstance: "engine", RankCount: 1, WallMinusMonoNS: 1000}}
 }
 
 func (s *fakeSession) set(change func()) {
