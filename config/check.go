@@ -4,37 +4,36 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"regexp"
+	pathpkg "path"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
-
-// hookPattern is what a hook glob may hold: names like resid_post, * and ?.
-var hookPattern = regexp.MustCompile(`^[A-Za-z0-9_.*?\[\]-]+$`)
-
-var streamPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 // check looks at the meaning of values whose shape is right.
 func (w *walk) check(c Config) {
 	w.checkBus(c.Bus)
 	w.checkAgent(c.Agent)
-	w.oneOf("policy.mode", c.Policy.Mode, "complete", "best_effort")
+	w.oneOf("policy.mode", c.Policy.Mode)
 	w.least("policy.budget_bytes_per_s", int64(c.Policy.BudgetBytesPerS), 0)
 	for i, r := range c.Policy.Rules {
 		w.checkRule(fmt.Sprintf("policy.rules[%d]", i), r)
 	}
 	w.required("materializer.lake", c.Materializer.Lake)
 	w.required("materializer.dead_letter_dir", c.Materializer.DeadLetterDir)
-	w.between("materializer.commit_interval_ms", c.Materializer.CommitIntervalMS, 10, 3_600_000)
+	w.between("materializer.commit_interval_ms", c.Materializer.CommitIntervalMS)
 	w.least("materializer.commit_bytes", int64(c.Materializer.CommitBytes), 64<<10)
 	for i, d := range c.Detectors {
 		path := fmt.Sprintf("detectors[%d]", i)
-		w.required(path+".bundle", d.Bundle)
-		w.oneOf(path+".mode", d.Mode, "shadow", "alert", "enforce")
+		if d.Bundle == "" {
+			w.missing(path, path+".bundle", "a detector without a bundle; write its folder, like bundle: detectors/german")
+		}
+		w.oneOf(path+".mode", d.Mode)
 	}
 	w.address("http.listen", c.HTTP.Listen)
-	w.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
-	w.oneOf("log.format", c.Log.Format, "text", "json")
+	w.oneOf("log.level", c.Log.Level)
+	w.oneOf("log.format", c.Log.Format)
+	w.ownFolders(c)
 }
 
 func (w *walk) checkBus(b Bus) {
@@ -59,7 +58,7 @@ func (w *walk) checkBus(b Bus) {
 	w.checkKafka(b)
 	e := b.Embedded
 	w.required("bus.embedded.store_dir", e.StoreDir)
-	w.oneOf("bus.embedded.sync", e.Sync, "always", "interval")
+	w.oneOf("bus.embedded.sync", e.Sync)
 	w.address("bus.embedded.listen", e.Listen)
 	w.least("bus.embedded.max_bytes", int64(e.MaxBytes), 16<<20)
 	if e.RetainBytes > e.MaxBytes {
@@ -72,8 +71,8 @@ func (w *walk) checkAgent(a Agent) {
 	if len(a.Socket) > 100 {
 		w.wrong("agent.socket", "longer than the 100 bytes that a unix socket can have; write a shorter path")
 	}
-	w.oneOf("agent.wait", a.Wait, "poll", "event")
-	w.between("agent.linger_ms", a.LingerMS, 1, 60_000)
+	w.oneOf("agent.wait", a.Wait)
+	w.between("agent.linger_ms", a.LingerMS)
 	w.least("agent.batch_bytes", int64(a.BatchBytes), 4<<10)
 	if a.BatchBytes > 8<<20 {
 		w.wrong("agent.batch_bytes", "more than 8MiB, the largest message that the bus takes; write 64KiB to 1MiB")
@@ -88,14 +87,13 @@ func (w *walk) checkRule(path string, r Rule) {
 		w.missing(path, path+".hooks", "a rule without hooks chooses nothing; write hooks: [resid_post]")
 	}
 	for i, h := range r.Hooks {
-		if !hookPattern.MatchString(h) {
+		if _, err := pathpkg.Match(h, ""); err != nil || !hookPattern.MatchString(h) {
 			w.wrong(fmt.Sprintf("%s.hooks[%d]", path, i), `not a hook name; write one like resid_post, or a pattern like "*_out"`)
 		}
 	}
-	w.oneOf(path+".as", r.As, "tensor", "stats")
-	if r.Stride < 1 {
-		w.wrong(path+".stride", "less than 1; write 1 for every token, 4 for every fourth")
-	}
+	w.oneOf(path+".as", r.As)
+	w.between(path+".stride", r.Stride)
+	w.between(path+".priority", r.Priority)
 	if err := parseWindow(r.Window.Prompt, "first", "last"); err != nil {
 		w.wrong(path+".window.prompt", err.Error())
 	}
@@ -122,7 +120,7 @@ func (w *walk) missing(at, key, want string) {
 			n = 1
 		}
 	}
-	w.problems = append(w.problems, Problem{Line: n, Key: key, Value: clip(value),
+	w.problems = append(w.problems, Problem{Line: n, Key: key, Value: harmless(value),
 		Want: want + foreign(value)})
 }
 
@@ -132,7 +130,8 @@ func (w *walk) secret(path, want string) {
 	w.wrong(path, want)
 }
 
-func (w *walk) oneOf(path, value string, allowed ...string) {
+func (w *walk) oneOf(path, value string) {
+	allowed := words[generic(path)]
 	for _, a := range allowed {
 		if value == a {
 			return
@@ -154,9 +153,9 @@ func (w *walk) required(path, value string) {
 	}
 }
 
-func (w *walk) between(path string, value, low, high int) {
-	if value < low || value > high {
-		w.wrong(path, fmt.Sprintf("out of range; write %d to %d", low, high))
+func (w *walk) between(path string, value int) {
+	if r := ranges[generic(path)]; value < r[0] || value > r[1] {
+		w.wrong(path, "out of range; "+rangeHint(path))
 	}
 }
 
@@ -173,5 +172,22 @@ func (w *walk) address(path, value string) {
 	_, port, err := net.SplitHostPort(value)
 	if n, portErr := strconv.Atoi(port); err != nil || portErr != nil || n < 0 || n > 65535 {
 		w.wrong(path, `not an address; write host:port like 127.0.0.1:9464, or "" for none`)
+	}
+}
+
+// ownFolders refuses two keys that name one folder: each cleans and bounds its own.
+func (w *walk) ownFolders(c Config) {
+	seen := map[string]string{}
+	for _, f := range []struct{ key, dir string }{
+		{"bus.embedded.store_dir", c.Bus.Embedded.StoreDir},
+		{"agent.dead_letter.dir", c.Agent.DeadLetter.Dir},
+		{"materializer.lake", c.Materializer.Lake},
+		{"materializer.dead_letter_dir", c.Materializer.DeadLetterDir},
+	} {
+		dir := filepath.Clean(f.dir)
+		if other := seen[dir]; other != "" {
+			w.wrong(f.key, "the folder of "+other+" too; write another one")
+		}
+		seen[dir] = f.key
 	}
 }

@@ -32,8 +32,8 @@ func (w *walk) checkKafka(b Bus) {
 			w.wrong("bus.kafka.retain_bytes", fmt.Sprintf("more than bus.kafka.max_bytes = %s; write less", k.MaxBytes))
 		}
 	}
-	w.between("bus.kafka.replicas", k.Replicas, 0, 100)
-	w.between("bus.kafka.min_insync_replicas", k.MinInSyncReplicas, 0, 100)
+	w.between("bus.kafka.replicas", k.Replicas)
+	w.between("bus.kafka.min_insync_replicas", k.MinInSyncReplicas)
 	if k.Replicas > 0 && k.MinInSyncReplicas > k.Replicas {
 		w.wrong("bus.kafka.min_insync_replicas", "more than bus.kafka.replicas: nothing could be stored; write less")
 	}
@@ -42,7 +42,7 @@ func (w *walk) checkKafka(b Bus) {
 
 func (w *walk) checkKafkaLogin(b Bus) {
 	k := b.Kafka
-	w.oneOf("bus.kafka.sasl", k.SASL, "none", "plain", "scram-sha-256", "scram-sha-512")
+	w.oneOf("bus.kafka.sasl", k.SASL)
 	switch {
 	case k.SASL == "none" && (b.User != "" || b.PasswordFile != ""):
 		w.missing("bus.kafka", "bus.kafka.sasl", "a login, and no way to prove it; write scram-sha-512, or remove bus.user")

@@ -158,31 +158,32 @@ func Default() Config {
 	}
 }
 
-// fillRules gives the rules of a file the defaults that lists cannot inherit.
-func (c *Config) fillRules() {
+// fillRules gives the rules of a file the defaults that lists cannot inherit. What
+// was written stays as it is, so that a wrong zero is not taken for a default.
+func (c *Config) fillRules(written func(key string) bool) {
 	for i := range c.Policy.Rules {
-		r := &c.Policy.Rules[i]
+		r, path := &c.Policy.Rules[i], fmt.Sprintf("policy.rules[%d]", i)
 		if r.Name == "" {
 			r.Name = fmt.Sprintf("rule %d", i+1)
 		}
 		if !r.Layers.All && len(r.Layers.Ranges) == 0 {
 			r.Layers = AllLayers()
 		}
-		if r.Window.Prompt == "" {
+		if !written(path + ".window.prompt") {
 			r.Window.Prompt = "all"
 		}
-		if r.Window.Decode == "" {
+		if !written(path + ".window.decode") {
 			r.Window.Decode = "all"
 		}
-		if r.As == "" {
+		if !written(path + ".as") {
 			r.As = "tensor"
 		}
-		if r.Stride == 0 {
+		if !written(path + ".stride") {
 			r.Stride = 1
 		}
 	}
 	for i := range c.Detectors {
-		if c.Detectors[i].Mode == "" {
+		if !written(fmt.Sprintf("detectors[%d].mode", i)) {
 			c.Detectors[i].Mode = "alert"
 		}
 	}

@@ -227,3 +227,35 @@ func TestTheSchemaKnowsEveryKey(t *testing.T) {
 		}
 	}
 }
+
+// Editors of other systems save a byte order mark and line ends of two characters.
+func TestFilesOfOtherEditorsAreRead(t *testing.T) {
+	for _, text := range []string{"\ufeffagent:\n  linger_ms: 3\n", "agent:\r\n  linger_ms: 3\r\n", "---\nagent: {linger_ms: 3}\n...\n"} {
+		if c, err := Parse("other.yaml", []byte(text)); err != nil || c.Agent.LingerMS != 3 {
+			t.Errorf("%q: got %d, %v", text, c.Agent.LingerMS, err)
+		}
+	}
+	for text, want := range map[string]string{
+		"\xff\xfea\x00g\x00":             "other.yaml:1: the file: not text in UTF-8: it holds the byte 0xFF",
+		"# a\nagent:\n  socket: caf\xe9": "other.yaml:3: the file: not text in UTF-8: it holds the byte 0xE9",
+		"log: {}\n\x7fELF\x02":           "other.yaml:2: the file: not plain text: it holds the control character U+007F",
+	} {
+		if _, err := Parse("other.yaml", []byte(text)); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%q: got %v; want %s", text, err, want)
+		}
+	}
+}
+
+// A key that somebody half remembers must be found from its end too.
+func TestAnUnknownKeyNamesTheNearest(t *testing.T) {
+	page, err := os.ReadFile("../CONFIG.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]string{"lingre_ms": "agent.linger_ms", "max_byte": "bus.embedded.max_bytes, or ",
+		"agent.deadletter.dir": "agent.dead_letter.dir", "polcy.mode": "policy.mode"} {
+		if _, err := Explain(string(page), key); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v; want %s", key, err, want)
+		}
+	}
+}

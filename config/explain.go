@@ -16,7 +16,7 @@ type Explanation struct {
 var row = regexp.MustCompile("(?m)^\\| `([^`]+)` \\| (.*?) \\| (.*) \\|$")
 
 // Explain finds a key, or every key below a block, in the reference page. An
-// unknown key is an error that names the nearest one.
+// unknown key is an error that names the nearest ones.
 func Explain(page, key string) ([]Explanation, error) {
 	key = strings.NewReplacer("[0]", "[]", "[*]", "[]").Replace(strings.TrimSuffix(key, "."))
 	var out []Explanation
@@ -32,11 +32,11 @@ func Explain(page, key string) ([]Explanation, error) {
 	if len(out) > 0 {
 		return out, nil
 	}
-	if best := nearest(key, Keys()); best != "" {
-		return nil, fmt.Errorf("unknown key %q; did you mean %s?", key, best)
-	}
 	if where := elsewhere(key); where != "" {
 		return Explain(page, where)
+	}
+	if near := nearestKeys(key); len(near) > 0 {
+		return nil, fmt.Errorf("unknown key %q; did you mean %s?", key, strings.Join(near, ", or "))
 	}
 	return nil, fmt.Errorf("unknown key %q; sonde config explain lists all", key)
 }

@@ -6,8 +6,8 @@ import (
 )
 
 // JSONSchema is the schema of the file for editors, in JSON Schema 2020-12.
-// Descriptions come from the reference page. It knows keys and shapes; the checks
-// of meaning are those of Parse.
+// Descriptions come from the reference page. It knows keys, shapes, words, ranges
+// and what excludes what; the other checks of meaning are those of Parse.
 func JSONSchema(page string) ([]byte, error) {
 	texts := map[string]string{}
 	all, err := Explain(page, "")
@@ -28,9 +28,10 @@ func schemaOf(t reflect.Type, path string, texts map[string]string) map[string]a
 	switch {
 	case t == sizeType:
 		out["anyOf"] = []any{map[string]any{"type": "integer", "minimum": 0}, map[string]any{"type": "string",
-			"pattern": `^[0-9][0-9_]*(\.[0-9]+)? ?([KMGT]i?B|kB|B)?$`}}
+			"pattern": `^[0-9][0-9_]{0,15}(\.[0-9]+)? ?([KMGT]iB|[MGT]B|kB|B)?$`}}
 	case t == layersType:
-		layer := map[string]any{"type": []string{"integer", "string"}}
+		layer := map[string]any{"type": []string{"integer", "string"}, "minimum": 0, "maximum": maxLayer,
+			"pattern": `^ *([0-9]+(-[0-9]+)?( *, *[0-9]+(-[0-9]+)?)*|all) *$`}
 		out["anyOf"] = []any{layer, map[string]any{"type": "array", "items": layer}}
 	case t.Kind() == reflect.Pointer:
 		return schemaOf(t.Elem(), path, texts)
@@ -40,27 +41,46 @@ func schemaOf(t reflect.Type, path string, texts map[string]string) map[string]a
 			key := t.Field(i).Tag.Get("yaml")
 			properties[key] = schemaOf(t.Field(i).Type, join(path, key), texts)
 		}
-		out["type"], out["properties"], out["additionalProperties"] = "object", properties, false
+		// A block without keys below it is empty, and means the defaults.
+		out["type"], out["properties"], out["additionalProperties"] = []string{"object", "null"}, properties, false
+		if keys := needed[path]; keys != nil {
+			out["required"] = keys
+		}
+		if path == "bus" {
+			out["allOf"] = []any{never("url", "kafka"), never("url", "embedded"), never("kafka", "embedded")}
+			out["dependentSchemas"] = map[string]any{"user": map[string]any{"anyOf": []any{
+				map[string]any{"required": []string{"url"}}, map[string]any{"required": []string{"kafka"}}}}}
+		}
 	case t.Kind() == reflect.Slice:
 		out["type"] = "array"
-		items := path
-		if t.Elem().Kind() == reflect.Struct {
-			items += "[]"
+		out["items"] = schemaOf(t.Elem(), path+"[]", texts)
+		if path == "policy.rules[].hooks" || path == "bus.kafka.brokers" {
+			out["minItems"] = 1
 		}
-		out["items"] = schemaOf(t.Elem(), items, texts)
 	case t.Kind() == reflect.Map:
 		out["type"], out["additionalProperties"] = "object", map[string]any{"type": "string"}
 	case t.Kind() == reflect.Bool:
 		out["type"] = "boolean"
 	case t.Kind() == reflect.Int:
-		out["type"] = "integer"
+		out["type"], out["minimum"], out["maximum"] = "integer", ranges[path][0], ranges[path][1]
 	case t.Kind() == reflect.Float64:
-		out["type"] = "number"
+		out["type"], out["minimum"], out["maximum"] = "number", 0, 100
 	default:
 		out["type"] = "string"
+		if allowed := words[path]; allowed != nil {
+			out["enum"] = allowed
+		}
+		if pattern := patterns[path]; pattern != "" {
+			out["pattern"] = pattern
+		}
 	}
 	if text := texts[path]; text != "" {
 		out["description"] = text
 	}
 	return out
+}
+
+// never refuses a block that holds both keys.
+func never(a, b string) map[string]any {
+	return map[string]any{"not": map[string]any{"required": []string{a, b}}}
 }

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"sort"
-	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -28,10 +30,10 @@ func Load(path string) (Config, error) {
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
 	if err != nil {
-		return Config{}, fmt.Errorf("read configuration %s: %w", path, err)
+		return Config{}, fmt.Errorf("read configuration: %w; give a file", err)
 	}
 	if len(text) > maxFileBytes {
-		return Config{}, fmt.Errorf("configuration %s is larger than %s; is it the right file?", path, Size(maxFileBytes))
+		return Config{}, fmt.Errorf("configuration %s is larger than %s; give the right file", path, Size(maxFileBytes))
 	}
 	return Parse(path, text)
 }
@@ -39,13 +41,17 @@ func Load(path string) (Config, error) {
 // Parse checks the text of a file; name stands in its errors.
 func Parse(name string, text []byte) (Config, error) {
 	c := Default()
-	file, err := parser.ParseBytes(text, 0)
-	if err != nil {
-		return Config{}, syntaxError(name, err)
+	text = bytes.TrimPrefix(text, []byte("\ufeff"))
+	if p := encoding(text); p != nil {
+		return Config{}, &Error{File: name, Problems: []Problem{*p}}
 	}
-	if len(file.Docs) > 1 {
-		return Config{}, &Error{File: name, Problems: []Problem{{Line: line(file.Docs[1].Body), Key: "---",
-			Want: "a second document; write one document per file"}}}
+	// Keys written twice are left to the walk, which knows their whole names.
+	file, err := parser.ParseBytes(text, 0, parser.AllowDuplicateMapKey())
+	if err != nil {
+		return Config{}, syntaxError(name, text, err)
+	}
+	if p := documents(file.Docs); p != nil {
+		return Config{}, &Error{File: name, Problems: []Problem{*p}}
 	}
 	w := &walk{lines: map[string]int{}, values: map[string]string{}}
 	if len(file.Docs) == 1 && file.Docs[0].Body != nil && file.Docs[0].Body.Type() != ast.CommentType {
@@ -53,12 +59,12 @@ func Parse(name string, text []byte) (Config, error) {
 		if len(w.problems) == 0 {
 			err := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict()).Decode(&c)
 			if err != nil && !errors.Is(err, io.EOF) {
-				return Config{}, syntaxError(name, err)
+				return Config{}, syntaxError(name, text, err)
 			}
 		}
 	}
 	if len(w.problems) == 0 {
-		c.fillRules()
+		c.fillRules(w.written)
 		w.check(c)
 	}
 	if len(w.problems) > 0 {
@@ -68,19 +74,61 @@ func Parse(name string, text []byte) (Config, error) {
 	return c, nil
 }
 
-// syntaxError turns the parser's error into ours.
-func syntaxError(name string, err error) error {
-	p := Problem{Line: 1, Key: "yaml", Want: err.Error()}
+// encoding finds what is no text in UTF-8, and characters that nobody writes by hand.
+func encoding(text []byte) *Problem {
+	for rest, at := text, 1; len(rest) > 0; {
+		r, n := utf8.DecodeRune(rest)
+		switch {
+		case r == utf8.RuneError && n == 1:
+			return &Problem{Line: at, Key: "the file", Want: fmt.Sprintf(
+				"not text in UTF-8: it holds the byte 0x%02X; save it in the encoding UTF-8", rest[0])}
+		case r == '\n':
+			at++
+		case unicode.IsControl(r) && r != '\t' && r != '\r':
+			return &Problem{Line: at, Key: "the file", Want: fmt.Sprintf(
+				"not plain text: it holds the control character U+%04X; remove it, or give the right file", r)}
+		}
+		rest = rest[n:]
+	}
+	return nil
+}
+
+// documents allows one document, and no directive before it.
+func documents(docs []*ast.DocumentNode) *Problem {
+	for _, d := range docs {
+		if d.Body != nil && d.Body.Type() == ast.DirectiveType {
+			return &Problem{Line: line(d.Body), Key: "%", Want: "a directive of YAML; remove this line"}
+		}
+	}
+	if len(docs) > 1 {
+		return &Problem{Line: line(docs[1].Body), Key: "---", Want: "a second document; write one document per file"}
+	}
+	return nil
+}
+
+// keyAndValue takes a line of the file apart as far as that is possible when it is no YAML.
+var keyAndValue = regexp.MustCompile(`^[\s-]*([\w.-]+)[ \t]*:(.*)$`)
+
+// syntaxError turns the parser's error into ours, with the key and the value of the line where it gave up.
+func syntaxError(name string, text []byte, err error) error {
+	p := Problem{Line: 1, Key: "the file", Want: err.Error()}
 	var e yaml.Error
-	if errors.As(err, &e) {
-		p.Want = e.GetMessage() + "; check the indentation, the quotes and the colons of this line"
-		var twice *yaml.DuplicateKeyError
-		if errors.As(err, &twice) {
-			p.Want = e.GetMessage() + "; keep one of the two"
-		}
-		if tk := e.GetToken(); tk != nil {
-			p.Line, p.Value = tk.Position.Line, strconv.Quote(clip(strings.TrimSpace(tk.Value)))
-		}
+	if !errors.As(err, &e) {
+		return &Error{File: name, Problems: []Problem{p}}
+	}
+	p.Want = e.GetMessage() + "; check the indentation, the quotes and the colons of this line"
+	if tk := e.GetToken(); tk != nil {
+		p.Line = tk.Position.Line
+	}
+	lines := strings.Split(string(text), "\n")
+	written := strings.TrimRight(lines[min(p.Line, len(lines))-1], "\r")
+	if m := keyAndValue.FindStringSubmatch(written); m != nil {
+		p.Key, p.Value = m[1], harmless(strings.TrimSpace(m[2]))
+	} else {
+		p.Value = harmless(strings.TrimSpace(written))
+	}
+	if indent := written[:len(written)-len(strings.TrimLeft(written, " \t"))]; strings.Contains(indent, "\t") {
+		p.Want = "a tab before the key; write two spaces for each level instead"
 	}
 	return &Error{File: name, Problems: []Problem{p}}
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 )
 
@@ -10,6 +11,11 @@ import (
 // secret must not stand in the configuration, and never on a command line, where
 // every user of the machine could read it.
 const PasswordVariable = "SONDE_BUS_PASSWORD"
+
+const secretHint = "write it into the variable " + PasswordVariable + ", or into the file that bus.password_file names"
+
+// secretKey is what people call a key for a secret. None of ours holds one.
+var secretKey = regexp.MustCompile(`(?i)passw(or)?d$|^pass$|secret|token$|credential|api_?key`)
 
 const maxSecretBytes = 4096
 

@@ -58,6 +58,9 @@ func (s *Size) UnmarshalYAML(node ast.Node) (err error) {
 // MarshalYAML writes the size as String does.
 func (s Size) MarshalYAML() (any, error) { return s.String(), nil }
 
+// maxLayer bounds the number of a layer that may be written.
+const maxLayer = 1 << 16
+
 // Layers is a set of layers: all of them, or inclusive ranges.
 type Layers struct {
 	All    bool
@@ -82,7 +85,7 @@ func ParseLayers(text string) (Layers, error) {
 		if err == nil && isRange {
 			b, err = strconv.Atoi(last)
 		}
-		if err != nil || a < 0 || b < a || b > 1<<16 {
+		if err != nil || a < 0 || b < a || b > maxLayer {
 			return Layers{}, fmt.Errorf("not a set of layers; %s", layersHint)
 		}
 		out.Ranges = append(out.Ranges, [2]int{a, b})

@@ -1,9 +1,12 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
+	"regexp"
 	"sort"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -25,7 +28,7 @@ var (
 )
 
 func (w *walk) add(node ast.Node, key, value, want string) {
-	w.problems = append(w.problems, Problem{Line: line(node), Key: orFile(key), Value: clip(value),
+	w.problems = append(w.problems, Problem{Line: line(node), Key: orFile(key), Value: harmless(value),
 		Want: want + foreign(key+value)})
 }
 
@@ -40,6 +43,11 @@ func foreign(text string) string {
 	return ""
 }
 
+func (w *walk) written(key string) bool {
+	_, found := w.lines[key]
+	return found
+}
+
 func (w *walk) root(node ast.Node) { w.value(node, "", reflect.TypeFor[Config]()) }
 
 // value checks one node against the Go type that will hold it.
@@ -49,6 +57,10 @@ func (w *walk) value(node ast.Node, path string, t reflect.Type) {
 	}
 	if _, ok := node.(*ast.AliasNode); ok {
 		w.add(node, path, scalarText(node), "aliases are not allowed; write the value out")
+		return
+	}
+	if tag, ok := node.(*ast.TagNode); ok {
+		w.add(node, path, shown(node), "tags are not allowed; write the value without "+tag.Start.Value)
 		return
 	}
 	w.lines[path] = line(node)
@@ -124,8 +136,15 @@ func (w *walk) labels(node ast.Node, path string, t reflect.Type) {
 		w.add(node, path, shown(node), "not a block of labels; write lines like language: de")
 		return
 	}
+	seen := map[string]bool{}
 	for _, pair := range pairs {
-		w.value(pair.Value, join(path, scalarText(pair.Key)), t.Elem())
+		full := join(path, scalarText(pair.Key))
+		if seen[full] {
+			w.add(pair.Key, full, "", "written twice; keep one of them")
+			continue
+		}
+		seen[full] = true
+		w.value(pair.Value, full, t.Elem())
 	}
 }
 
@@ -136,12 +155,18 @@ func (w *walk) scalar(node ast.Node, path string, t reflect.Type) {
 		_, isString := node.(*ast.StringNode)
 		_, isLiteral := node.(*ast.LiteralNode)
 		ok, want = isString || isLiteral, "not a text; write it in quotes"
+		if strings.ContainsFunc(strings.TrimRight(scalarText(node), "\n"), unicode.IsControl) {
+			ok, want = false, "holds a control character; write plain text in one line"
+		}
 	case reflect.Bool:
 		_, ok = node.(*ast.BoolNode)
 		want = "not a yes or no; write true or false"
 	case reflect.Int:
 		_, ok = node.(*ast.IntegerNode)
 		want = "not a whole number; write one without a unit (the unit is in the key)"
+		if _, err := strconv.ParseInt(scalarText(node), 0, 0); errors.Is(err, strconv.ErrRange) {
+			ok, want = false, "too large; "+rangeHint(path)
+		}
 	case reflect.Float64:
 		_, isInt := node.(*ast.IntegerNode)
 		_, isFloat := node.(*ast.FloatNode)
@@ -149,15 +174,30 @@ func (w *walk) scalar(node ast.Node, path string, t reflect.Type) {
 	default:
 		panic("BUG: config has a field of kind " + t.Kind().String())
 	}
+	if text, quoted := node.(*ast.StringNode); !ok && quoted && t.Kind() != reflect.String && plainScalar(text.Value) {
+		want = "in quotes it is a text; write " + text.Value + " without them"
+	}
 	if !ok {
 		w.add(node, path, shown(node), want)
 	}
 }
 
+// plainScalar says whether a text would be a number, true or false without its quotes.
+func plainScalar(text string) bool {
+	_, err := strconv.ParseFloat(text, 64)
+	return err == nil || text == "true" || text == "false"
+}
+
 func unknownKey(path, key string, t reflect.Type) string {
 	known := keysOf(t)
+	if secretKey.MatchString(key) {
+		return "a secret never stands in this file; " + secretHint
+	}
 	if best := nearest(key, known); best != "" {
 		return fmt.Sprintf("unknown key; write %s", best)
+	}
+	if block, inner, dotted := strings.Cut(key, "."); dotted {
+		return fmt.Sprintf("keys are nested, not joined by dots; write %s: and below it, indented, %s:", block, inner)
 	}
 	if where := elsewhere(key); where != "" {
 		return fmt.Sprintf("unknown key here; it belongs to %s", where)
@@ -216,6 +256,30 @@ func fieldOf(t reflect.Type, key string) (reflect.StructField, bool) {
 	return reflect.StructField{}, false
 }
 
+// nearestKeys are up to three keys whose whole name, or the end of it, is near to a word.
+func nearestKeys(word string) []string {
+	type scored struct {
+		key      string
+		distance int
+	}
+	var near []scored
+	for _, key := range Keys() {
+		best := distance(word, key)
+		for end := key; end != ""; _, end, _ = strings.Cut(end, ".") {
+			best = min(best, distance(word, end))
+		}
+		if best < len(word)/3+2 {
+			near = append(near, scored{key, best})
+		}
+	}
+	sort.SliceStable(near, func(i, j int) bool { return near[i].distance < near[j].distance })
+	var out []string
+	for _, n := range near[:min(3, len(near))] {
+		out = append(out, n.key)
+	}
+	return out
+}
+
 // nearest is the candidate with the smallest edit distance, if it is near
 // enough to be a slip of the hand.
 func nearest(word string, candidates []string) string {
@@ -267,6 +331,17 @@ func isScalar(node ast.Node) bool {
 func shown(node ast.Node) string {
 	text, _, _ := strings.Cut(strings.TrimSpace(node.String()), "\n")
 	return text
+}
+
+// login is a name and a password before a host.
+var login = regexp.MustCompile(`[^\s/:@"']+:[^\s@]+@`)
+
+// harmless is a value that may stand in a log: short, and without a password.
+func harmless(text string) string {
+	if login.MatchString(text) {
+		return "(hidden)"
+	}
+	return clip(text)
 }
 
 func clip(text string) string {

@@ -88,12 +88,28 @@ Exit codes: 0 ok, 1 the environment is unusable or a check failed, 2 wrong usage
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(commands()...)
-	for _, c := range root.Commands() {
-		if c.HasSubCommands() {
-			c.RunE = group
+	prepare(root)
+	return root
+}
+
+// prepare has a command, and all below it, say what to write when its arguments are wrong.
+func prepare(c *cobra.Command) {
+	check := c.Args
+	switch {
+	case c.HasSubCommands():
+		c.RunE, c.Args, c.SuggestionsMinimumDistance = group, cobra.ArbitraryArgs, 2
+	case check != nil:
+		c.Args = func(c *cobra.Command, args []string) error {
+			if check(c, args) == nil {
+				return nil
+			}
+			usage := strings.TrimSuffix(c.UseLine(), " [flags]")
+			return usageError{fmt.Errorf("got %d argument(s), %q; write %s; see %s --help", len(args), args, usage, c.CommandPath())}
 		}
 	}
-	return root
+	for _, sub := range c.Commands() {
+		prepare(sub)
+	}
 }
 
 // group is what a command does that only groups others: without one, it explains
@@ -102,7 +118,11 @@ func group(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return c.Help()
 	}
-	return usageError{fmt.Errorf("unknown command %q for %q; see %s --help", args[0], c.CommandPath(), c.CommandPath())}
+	hint := ""
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = "did you mean " + strings.Join(near, ", or ") + "? "
+	}
+	return usageError{fmt.Errorf("unknown command %q for %q; %ssee %s --help", args[0], c.CommandPath(), hint, c.CommandPath())}
 }
 
 // commands lists every command; each is written in the file of its name.

@@ -62,13 +62,13 @@ func TestRecordReplayAndTapRefuseWrongFlags(t *testing.T) {
 		"record":                                `required flag(s) "out"`,
 		"record --out x --max-bytes 5":          "at least 1MiB",
 		"record --out x --max-bytes much":       "max-bytes",
-		"replay":                                "accepts 1 arg",
+		"replay":                                "write sonde replay DIR",
 		"replay x --speed slow":                 "use max or real",
 		"tap ring --layer x":                    "--layer",
 		"tap ring --hook [":                     "is no pattern",
 		"tap ring --rate 0":                     "--rate 0",
 		"tap ring --interval 1ms":               "--interval 1ms",
-		"tap ring --request a b":                "unknown command",
+		"tap ring --request a b":                "write sonde tap ring;",
 		"replay " + t.TempDir() + " --config x": "x",
 	} {
 		var stdout, stderr bytes.Buffer

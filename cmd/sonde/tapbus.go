@@ -47,7 +47,7 @@ trimmed, and a stream that does not exist is not made.
   sonde tap bus --kind detections --from first             all verdicts
 
 A GAP line says which rows of a chain the stream does not have; the ledger says why. What comes faster
-than --limit-per-s is counted: the next line says how many were skipped.`,
+than --rate is counted: the next line says how many were skipped.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return f.run(c) },
 	}
@@ -60,7 +60,7 @@ than --limit-per-s is counted: the next line says how many were skipped.`,
 	flags.StringVar(&f.kind, "kind", "", "only vectors, stats, requests, ledger or detections")
 	flags.BoolVar(&f.Stats, "stats", false, "compute norm, mean and largest magnitude of vectors")
 	flags.BoolVar(&f.JSON, "json", false, "one JSON object a line")
-	flags.IntVar(&f.LimitPerS, "limit-per-s", 200, "most lines shown in a second")
+	flags.IntVar(&f.Rate, "rate", 200, "most lines shown in a second")
 	flags.StringVar(&f.from, "from", "new", "where to start: new, first, or a position in the stream")
 	return c
 }
@@ -96,8 +96,8 @@ func (f *busFlags) check() error {
 	if err := f.Filter.Check(); err != nil {
 		return err
 	}
-	if f.LimitPerS < 1 {
-		return fmt.Errorf("--limit-per-s %d: want at least 1", f.LimitPerS)
+	if f.Rate < 1 {
+		return fmt.Errorf("--rate %d: want at least 1", f.Rate)
 	}
 	if f.layer != "" {
 		n, err := layerOf(f.layer)

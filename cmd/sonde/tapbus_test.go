@@ -106,7 +106,7 @@ func TestTheTapReadsARealBrokerAndEndsClean(t *testing.T) {
 }
 
 func TestWrongTapFlagsAreUsageErrors(t *testing.T) {
-	for _, args := range []string{"--from yesterday", "--from 0", "--limit-per-s 0", "--layer x", "--kind tensors",
+	for _, args := range []string{"--from yesterday", "--from 0", "--rate 0", "--layer x", "--kind tensors",
 		"--hook ["} {
 		var out, errOut bytes.Buffer
 		if code := run(append([]string{"tap", "bus"}, strings.Fields(args)...), &out, &errOut); code != exitUsage {

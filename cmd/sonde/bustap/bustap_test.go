@@ -121,8 +121,8 @@ func show(t testing.TB, b bus.Bus, o Options, until func(string) bool) string {
 	defer cancel()
 	s := &screen{until: until, end: cancel}
 	o.Out = s
-	if o.LimitPerS == 0 {
-		o.LimitPerS = 1000
+	if o.Rate == 0 {
+		o.Rate = 1000
 	}
 	if err := Tap(ctx, b, o); err != nil {
 		t.Fatalf("a tap that the user ends failed: %v", err)
@@ -225,7 +225,7 @@ func TestEveryLineIsShownOrCounted(t *testing.T) {
 		}
 		return n
 	}
-	text := show(t, b, Options{LimitPerS: 5, JSON: true}, func(text string) bool { return counted(text) >= messages })
+	text := show(t, b, Options{Rate: 5, JSON: true}, func(text string) bool { return counted(text) >= messages })
 	if n := counted(text); n != messages {
 		t.Errorf("%d lines are shown or counted; there were %d", n, messages)
 	}
@@ -248,7 +248,7 @@ func TestCopiesAndLateCopiesAreNoGap(t *testing.T) {
 }
 
 func TestAPositionThatDoesNotExistYetIsAnError(t *testing.T) {
-	err := Tap(t.Context(), story(t), Options{From: 99, LimitPerS: 1, Out: &bytes.Buffer{}})
+	err := Tap(t.Context(), story(t), Options{From: 99, Rate: 1, Out: &bytes.Buffer{}})
 	if err == nil || !strings.Contains(err.Error(), "ends at 6") {
 		t.Errorf("got %v", err)
 	}
@@ -296,7 +296,7 @@ func TestHostileMessagesAreLinesAndNothingElse(t *testing.T) {
 	}
 	publish(t, b, h, good)
 	for _, o := range []Options{{Stats: true, JSON: true}, {Stats: true}, {Stats: true, Filter: Filter{Request: "r-1"}}} {
-		o.LimitPerS = 10 * messages
+		o.Rate = 10 * messages
 		show(t, b, o, func(text string) bool {
 			return strings.Contains(text, fmt.Sprintf(`"stream_position":%d,`, messages+1)) ||
 				strings.Contains(text, fmt.Sprintf("\n%9d ", messages+1))

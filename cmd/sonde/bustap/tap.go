@@ -25,7 +25,7 @@ type Options struct {
 	Filter    Filter
 	Stats     bool // compute figures of vectors
 	JSON      bool // one object a line
-	LimitPerS int  // most lines shown in a second; others are counted
+	Rate int  // most lines shown in a second; others are counted
 	From      uint64
 	Width     func() int // of the terminal, nil: lines are not cut
 	Out       io.Writer
@@ -42,7 +42,7 @@ type tap struct {
 // Tap shows the stream until ctx ends, which is no error. Errors: a position that
 // does not exist yet, an output that cannot be written.
 func Tap(ctx context.Context, b bus.Bus, o Options) error {
-	t := &tap{o: o, ends: map[schema.ChainKey]schema.Cursor{}, meter: meter{perS: float64(o.LimitPerS)}}
+	t := &tap{o: o, ends: map[schema.ChainKey]schema.Cursor{}, meter: meter{perS: float64(o.Rate)}}
 	if o.From != 0 && o.From != bus.FromNew {
 		info, err := b.Info(ctx)
 		if err != nil {
@@ -204,7 +204,7 @@ func (t *tap) tellSkipped() error {
 	if t.skipped == 0 {
 		return nil
 	}
-	return t.write(&Note{Type: "skipped", Text: fmt.Sprintf("%d lines skipped; see more with --limit-per-s", t.skipped)})
+	return t.write(&Note{Type: "skipped", Text: fmt.Sprintf("%d lines skipped; see more with --rate", t.skipped)})
 }
 
 // meter lets through so many lines in a second, and as many at once.
