@@ -22,13 +22,13 @@ const (
 
 // Options of a tap.
 type Options struct {
-	Filter    Filter
-	Stats     bool // compute figures of vectors
-	JSON      bool // one object a line
-	Rate int  // most lines shown in a second; others are counted
-	From      uint64
-	Width     func() int // of the terminal, nil: lines are not cut
-	Out       io.Writer
+	Filter Filter
+	Stats  bool // compute figures of vectors
+	JSON   bool // one object a line
+	Rate   int  // most lines shown in a second; others are counted
+	From   uint64
+	Width  func() int // of the terminal, nil: lines are not cut
+	Out    io.Writer
 }
 
 // tap follows one stream.
