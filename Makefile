@@ -9,6 +9,8 @@ export CGO_ENABLED := 0
 BIN := build/sonde
 GOFILES := $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)
 SEED ?= $(shell date +%s)
+PART ?= 1
+GPU_PYTHON ?= python3
 
 .PHONY: help build demo kafka bench-kafka check fmt vet staticcheck tidy generate-check docs-reference test race
 .PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity torture bench bench-ring bench-stall bench-hookpoint clean
@@ -176,6 +178,9 @@ bench-ring: ## section a of the page: ring to Arrow bytes, as ratios to memcpy a
 bench-hookpoint: build libsonde ## what HookPoints add to a decode step of a Hugging Face model on the CPU, beside plain hooks
 	$(MAKE) --no-print-directory .venv/ready >build/python.log 2>&1
 	.venv/bin/python hookpoint/bench/cost.py
+
+bench-gpu: ## HookPoints on a GPU: PART=1 fidelity, 2 decode step, 3 with the dataset, 4 torch.compile; needs one, and PyTorch
+	$(GPU_PYTHON) bench/gpu/run.py --part $(PART) $(ARGS)
 
 bench-stall: build ## the engine's step time with the agent running and with the agent stopped for 30 s
 	go run ./trials/stall

@@ -103,9 +103,7 @@ class DeviceRings:
                 layout=taps.layout,
             )
             ring = c.c_void_p()
-            libsonde.check(
-                libsonde.load().sonde_device_open(self._recorder.handle, c.byref(options), c.byref(ring))
-            )
+            libsonde.check(libsonde.load().sonde_device_open(self._recorder.handle, c.byref(options), c.byref(ring)))
             self._rings[taps.layout] = ring
 
     def arm(self, bit: int, taps: Taps) -> None:

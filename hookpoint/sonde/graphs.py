@@ -65,6 +65,8 @@ class Graph:
 
     def __init__(self, capture: Capture, call: Callable[[], Any], pool: Any) -> None:
         """Call, and record a call."""
+        if not torch.cuda.is_available():
+            raise CaptureError("record a graph: this PyTorch sees no GPU")
         self._capture, self._graph = capture, torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
