@@ -34,15 +34,17 @@ class Target(Protocol):
 _targets: weakref.WeakValueDictionary[int, Target] = weakref.WeakValueDictionary()
 _lock, _last = threading.Lock(), [0]
 
+UNKNOWN = -2  # length of a recurrent cache; -1: there is no cache
+
 
 class PastLength:
     """Stands for a cache of which compiled code hands on the length alone."""
 
-    def __init__(self, length: int | torch.Tensor) -> None:
-        """length: of what the cache holds, in tokens."""
+    def __init__(self, length: int | torch.Tensor | None) -> None:
+        """length: of what the cache holds, in tokens; None: it is not known."""
         self._length = length
 
-    def get_seq_length(self, layer_idx: int = 0) -> int | torch.Tensor:
+    def get_seq_length(self, layer_idx: int = 0) -> int | torch.Tensor | None:
         """Give the length, as caches of transformers do."""
         return self._length
 
@@ -66,7 +68,7 @@ def _begin(given: list[torch.Tensor], names: str, past: int, token: torch.Tensor
         return
     kwargs: dict[str, Any] = dict(zip(names.split(","), given, strict=False))
     held = kwargs.pop("past_length", past if past >= 0 else None)
-    if held is not None:
+    if held is not None or past == UNKNOWN:
         kwargs["past_key_values"] = PastLength(held)
     target.begin_compiled(kwargs)
 
@@ -112,6 +114,8 @@ class Traced:
                 names.append("past_length")
             else:
                 past = length
+        elif named.get("cache_params") is not None:
+            past = UNKNOWN
         torch.ops.sonde.begin.default(given, ",".join(names), past, self.token, self.handle)
 
     def end(self) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
-from sonde.generation import Given
+from sonde.generation import Given, cache_in
 from sonde.identity import Book, Naming, Track, clip, name_adapters, runs
 from sonde.step import Finish, Phase, Range, Unidentified
 
@@ -42,8 +43,10 @@ class Forwards:
         self.sweep()
         self._last = None
         past = given.past
+        if past is None and id(given.cache) in self._caches:  # a recurrent state
+            past = self._caches[id(given.cache)].columns
         if past is None:
-            raise Unidentified(f"past_key_values is a {type(given.cache).__name__} whose length is not known")
+            raise Unidentified("how many tokens the cache holds is not known")
         kept = self._caches.get(id(given.cache)) if past else None
         rows = self._continued(kept, given, past) if kept else self._opened(given, past, naming, adapters)
         out: list[Range] = []
@@ -77,7 +80,7 @@ class Forwards:
             return
         (rows, columns, cache), self._last = self._last, None
         if cache is None and columns:
-            cache = getattr(output, "past_key_values", None)
+            cache = cache_in(output) if isinstance(output, Mapping) else None
         if cache is None or not hasattr(cache, "layers"):
             self._end(rows)
             return
@@ -171,6 +174,7 @@ def _check(given: Given, past: int, rows: list[list[tuple[int, int, int]]]) -> N
 
 
 def _keys(cache: Any) -> list[Any]:
-    """Refer to the keys of each layer: whoever moves rows of a cache makes new tensors."""
-    found = (getattr(layer, "keys", None) for layer in cache.layers)
-    return [weakref.ref(keys) for keys in found if keys is not None]
+    """Refer to the keys or states of each layer: whoever moves rows of a cache makes new tensors."""
+    found = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "conv_states"))
+    states = [x for parts in found for x in (parts.values() if isinstance(parts, dict) else (parts,))]
+    return [weakref.ref(x) for x in states if x is not None]

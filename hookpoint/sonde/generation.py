@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,12 @@ from sonde.step import Finish, Phase, Range, Unidentified
 Run = tuple[int, int, int]  # (column, position, count)
 
 
+def cache_in(arguments: Mapping[str, Any]) -> Any:
+    """Find the cache among the arguments of a forward or what it gave: recurrent models have another name for it."""
+    cache = arguments.get("past_key_values")
+    return arguments.get("cache_params") if cache is None else cache
+
+
 @dataclass(frozen=True)
 class Given:
     """What a forward of a Hugging Face model is given."""
@@ -23,7 +29,7 @@ class Given:
     columns: int
     mask: torch.Tensor | None  #: attention_mask
     positions: torch.Tensor | None  #: position_ids
-    cache: Any  #: past_key_values
+    cache: Any  #: past_key_values or cache_params
     kwargs: dict[str, Any]
 
     @property
@@ -31,6 +37,9 @@ class Given:
         """Count the columns that the cache holds; None: only the device knows."""
         if self.cache is None:
             return 0
+        states = [layer for layer in getattr(self.cache, "layers", ()) if hasattr(layer, "has_previous_state")]
+        if states and not any(hasattr(layer, "keys") for layer in self.cache.layers):  # recurrent: it has no length
+            return None if any(any(s.has_previous_state.values()) for s in states) else 0
         if not hasattr(self.cache, "get_seq_length"):
             return None
         length = self.cache.get_seq_length()

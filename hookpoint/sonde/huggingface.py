@@ -19,7 +19,7 @@ from torch import nn
 from sonde.beams import Beams
 from sonde.continuous import Continuous
 from sonde.forwards import Forwards
-from sonde.generation import Generation, Given, Prompts
+from sonde.generation import Generation, Given, Prompts, cache_in
 from sonde.identity import Book, Naming
 from sonde.step import Range, Unidentified
 
@@ -136,7 +136,7 @@ class HuggingFace:
             raise Unidentified("the model is given neither input_ids nor inputs_embeds of shape [rows, columns]")
         rows, columns = tokens.shape[:2]
         return Given(ids, rows, columns, arguments.get("attention_mask"), arguments.get("position_ids"),
-                     arguments.get("past_key_values"), arguments)  # fmt: skip
+                     cache_in(arguments), arguments)  # fmt: skip
 
     def _adapters(self, kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Name the adapter of each row, or the one of all."""
@@ -193,7 +193,7 @@ class HuggingFace:
         if mode not in BEAMS + ROWS:
             call.reason = f"generation mode {mode}"
             return
-        tokens, mask, cache = known["input_ids_seq_length"], given.get("attention_mask"), given.get("past_key_values")
+        tokens, mask, cache = known["input_ids_seq_length"], given.get("attention_mask"), cache_in(given)
         cached = Given(None, 0, 0, None, None, cache, {}).past
         columns = mask.shape[1] if mask is not None else getattr(config, "_mask_length", None)
         if columns is None and not cached:

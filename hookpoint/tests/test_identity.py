@@ -15,7 +15,16 @@ torch = pytest.importorskip("torch", reason="NOT RUN: torch is not installed")
 pytest.importorskip("transformers", reason="NOT RUN: transformers is not installed")
 
 from oracle import Driver, alone, wrong_rows  # noqa: E402
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration  # noqa: E402
+from transformers import (  # noqa: E402
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from sonde.forwards import Kept  # noqa: E402
 from sonde.huggingface import WRAPPED  # noqa: E402
@@ -51,6 +60,15 @@ def judge(driver: Driver, model: torch.nn.Module, prompts: list[list[int]], taps
         assert wrong_rows(rows, prompt, alone(model, prompt, taps)) == []
     assert sum(len(p) for p in prompts) == len(driver.memory.rows)
     assert all(r.ended is not None for r in driver.memory.requests.values())
+
+
+@pytest.fixture(scope="module")
+def mamba() -> MambaForCausalLM:
+    torch.manual_seed(1)
+    return MambaForCausalLM(
+        MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.3,
+                    pad_token_id=0, eos_token_id=63)
+    ).eval()  # fmt: skip
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -160,6 +178,33 @@ def test_a_cache_that_was_changed_is_not_guessed_at(llama: LlamaForCausalLM, cha
         assert len(d.memory.rows) == before
         assert d.skipped == ["past_key_values was changed between two forwards: whose rows it holds is not known"]
         assert all(r.ended is not None for r in d.memory.requests.values())
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_recurrent_state_continues_sequences_while_nobody_moves_them(mamba: MambaForCausalLM, moved: bool) -> None:
+    ids, taps = torch.tensor([[5, 6, 7, 8, 9], [9, 10, 11, 12, 13], [3, 4, 5, 6, 7]]), ["backbone.layers.0"]
+    with Driver(mamba, taps, NAMES) as d, torch.no_grad():
+        cache = mamba(input_ids=ids[:, :3], use_cache=True).cache_params
+        if moved:
+            cache.reorder_cache(torch.tensor([1, 0, 2]))
+        for i in (3, 4):
+            mamba(input_ids=ids[:, i : i + 1], cache_params=cache, use_cache=True)
+    judge(d, mamba, ids[:, : 3 if moved else 5].tolist(), taps)
+    assert ["changed" in d.skipped[0], "not known" in d.skipped[1]] == [True, True] if moved else d.skipped == []
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generate_of_a_recurrent_model_is_captured_to_its_end(mamba: MambaForCausalLM, beams: int) -> None:
+    taps, inputs = ["backbone.layers.0"], padded(PROMPTS, True)
+    with Driver(mamba, taps, NAMES) as d:
+        out = mamba.generate(**inputs, max_new_tokens=6, do_sample=False, num_beams=beams)
+    assert d.skipped == []
+    for r, prompt in enumerate(PROMPTS):
+        new = out[r, 6:].tolist()
+        tokens = prompt + new[: new.index(63) + 1 if 63 in new else 6]
+        rows = d.memory.tensor(f"r{r}")
+        assert list(rows) == list(range(len(tokens) - 1))
+        assert wrong_rows(rows, tokens, alone(mamba, tokens, taps)) == []
 
 
 def test_a_cache_that_is_emptied_and_used_again_begins_anew(llama: LlamaForCausalLM) -> None:
