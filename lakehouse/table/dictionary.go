@@ -93,19 +93,16 @@ func (d *dictionaryColumn[T]) write(f *vectorFile, rows int) error {
 	if err != nil {
 		return err
 	}
-	page := file.NewDictionaryPage(memory.NewBufferBytes(d.values), int32(len(d.index)), parquet.Encodings.Plain)
-	_, err = f.pager.WriteDictionaryPage(page)
-	page.Release()
+	dictionary := file.NewDictionaryPage(memory.NewBufferBytes(d.values), int32(len(d.index)), parquet.Encodings.Plain)
+	_, err = f.pager.WriteDictionaryPage(dictionary)
+	dictionary.Release()
 	if err != nil {
 		return fmt.Errorf("write the dictionary: %w", err)
 	}
 	indexes := appendIndexes(nil, d.runs, len(d.index))
 	var buf bytes.Buffer
-	data := file.NewDataPageV1(memory.NewBufferBytes(f.pager.Compress(&buf, indexes)), int32(rows),
-		f.props.DictionaryIndexEncoding(), parquet.Encodings.RLE, parquet.Encodings.RLE, int32(len(indexes)))
-	_, err = f.pager.WriteDataPage(data)
-	data.Release()
-	if err != nil {
+	data := page{f.pager.Compress(&buf, indexes), rows, 0, len(indexes)}
+	if err := f.dataPage(data, f.props.DictionaryIndexEncoding()); err != nil {
 		return err
 	}
 	c.SetStats(d.statistics(f.props.MaxStatsSizeFor(c.Descr().Path())))

@@ -69,6 +69,7 @@ func (r *vecRow) dim() int {
 type page struct {
 	data         []byte
 	values       int // levels, nulls and empty lists included
+	nulls        int // levels that have no value
 	uncompressed int
 }
 
@@ -99,6 +100,7 @@ func (p *planes) pages(rows []vecRow) []page {
 func (p *planes) page(rows []vecRow, values int, first bool) page {
 	p.levels = appendLevels(p.levels[:0], rows)
 	n := p.split(rows)
+	nulls := values - n // an empty list has no value either
 	size := len(p.levels) + 4*n
 	if first {
 		p.repeats = p.sampleRepeats()
@@ -108,7 +110,7 @@ func (p *planes) page(rows []vecRow, values int, first bool) page {
 		for k := range p.plane {
 			p.scratch = append(p.scratch, p.filled(k, n)...)
 		}
-		return page{p.zstd.EncodeAll(p.scratch, nil), values, size}
+		return page{p.zstd.EncodeAll(p.scratch, nil), values, nulls, size}
 	}
 	out := make([]byte, 0, len(p.levels)+len(p.plane[0])+len(p.plane[1])+2*n+1024)
 	out = binary.LittleEndian.AppendUint32(out, 0xfd2fb528)
@@ -123,7 +125,7 @@ func (p *planes) page(rows []vecRow, values int, first bool) page {
 		}
 	}
 	out[p.last] |= 1
-	return page{out, values, size}
+	return page{out, values, nulls, size}
 }
 
 // filled is a plane that may have been left out because it is zero.

@@ -49,7 +49,8 @@ func writeStructs[C any](w io.Writer, kv []KeyValue, refs []Ref, columns func(*M
 	for _, e := range kv {
 		o = append(o, parquet.KeyValueMetadata(e.Key, e.Value))
 	}
-	pw := parquet.NewGenericWriter[C](w, o...)
+	out := &tailWriter{w: w}
+	pw := parquet.NewGenericWriter[C](out, o...)
 	buf := make([]C, 0, structBatchRows)
 	inGroup, last := 0, ""
 	flush := func() error {
@@ -76,13 +77,14 @@ func writeStructs[C any](w io.Writer, kv []KeyValue, refs []Ref, columns func(*M
 			}
 		}
 	}
-	if err := flush(); err != nil {
+	if err := errors.Join(flush(), pw.Flush()); err != nil {
 		return fmt.Errorf("write rows: %w", err)
 	}
+	out.hold()
 	if err := pw.Close(); err != nil {
 		return fmt.Errorf("write the footer: %w", err)
 	}
-	return nil
+	return out.finish()
 }
 
 // ReadTokens calls f with the rows of a tokens file that match q, as ReadVectors

@@ -87,21 +87,37 @@ func (f *vectorFile) column() (file.ColumnChunkWriter, error) {
 	return file.NewColumnChunkWriter(c, f.pager, f.props), nil
 }
 
-// pages writes the next column, whose pages are finished.
-func (f *vectorFile) pages(pages []page) error {
-	if _, err := f.next(); err != nil {
+// pages writes the next column, whose pages are finished. Of such a column only the
+// nulls are counted: its floats have no order that holds for NaN, and nobody looks
+// for raw bytes by their bounds.
+func (f *vectorFile) pages(encoding parquet.Encoding, pages func(file.PageWriter) []page) error {
+	c, err := f.next()
+	if err != nil {
 		return err
 	}
-	for _, p := range pages {
-		d := file.NewDataPageV1(memory.NewBufferBytes(p.data), int32(p.values), parquet.Encodings.ByteStreamSplit,
-			parquet.Encodings.RLE, parquet.Encodings.RLE, int32(p.uncompressed))
-		_, err := f.pager.WriteDataPage(d)
-		d.Release()
-		if err != nil {
+	nulls := 0
+	for _, p := range pages(f.pager) {
+		nulls += p.nulls
+		if err := f.dataPage(p, encoding); err != nil {
 			return err
 		}
 	}
+	c.SetStats(nullCount(nulls))
 	return f.pager.Close(false, false)
+}
+
+// dataPage writes a compressed page with its count of nulls. Without that, arrow-go
+// writes statistics that count nothing, which parquet-java takes for wrong.
+func (f *vectorFile) dataPage(p page, encoding parquet.Encoding) error {
+	d := file.NewDataPageV1WithStats(memory.NewBufferBytes(p.data), int32(p.values), encoding, parquet.Encodings.RLE,
+		parquet.Encodings.RLE, int32(p.uncompressed), nullCount(p.nulls))
+	_, err := f.pager.WriteDataPage(d)
+	d.Release()
+	return err
+}
+
+func nullCount(n int) metadata.EncodedStatistics {
+	return metadata.EncodedStatistics{HasNullCount: true, NullCount: int64(n)}
 }
 
 func (f *vectorFile) endGroup(rows int) error {

@@ -61,17 +61,15 @@ func recoverWrite(err *error) {
 	}
 }
 
-// vectorProperties choose data pages of version 1: arrow-go counts the nulls of a
-// page of version 2 from its statistics, which vec and raw do not have, and Polars
-// refuses a page whose count is wrong.
+// vectorProperties choose data pages of version 1, which are compressed as a whole
+// like those that are made here.
 func vectorProperties() *parquet.WriterProperties {
 	o := []parquet.WriterProperty{parquet.WithVersion(parquet.V2_LATEST), parquet.WithDataPageVersion(parquet.DataPageV1),
 		parquet.WithDataPageSize(1 << 20), parquet.WithBatchSize(levelsPerBatch), parquet.WithCreatedBy("sonde"),
 		parquet.WithCompression(compress.Codecs.Zstd), parquet.WithCompressionLevel(zstdLevel),
 		parquet.WithMaxRowGroupLength(maxGroupRows), parquet.WithDictionaryDefault(true),
 		parquet.WithDictionaryFor(vecLeaf, false), parquet.WithEncodingFor(vecLeaf, parquet.Encodings.ByteStreamSplit),
-		parquet.WithStatsFor(vecLeaf, false), parquet.WithDictionaryFor(rawColumn, false),
-		parquet.WithStatsFor(rawColumn, false)}
+		parquet.WithDictionaryFor(rawColumn, false)}
 	for _, c := range vectorColumns {
 		switch {
 		case c.i64 != nil && !numberColumns[c.name], c.i32 != nil && !numberColumns[c.name]:
@@ -129,13 +127,11 @@ func (g *groupWriter) write(f *vectorFile, refs []Ref) error {
 	for i, ref := range refs {
 		g.vecs = append(g.vecs, vecRow{ref.Message.codec, g.rows[i].Vec})
 	}
-	if err := f.pages(g.planes.pages(g.vecs)); err != nil {
+	err := f.pages(parquet.Encodings.ByteStreamSplit, func(file.PageWriter) []page { return g.planes.pages(g.vecs) })
+	if err != nil {
 		return fmt.Errorf("column %s: %w", vecColumn, err)
 	}
-	w, err := f.column()
-	if err == nil {
-		err = g.raw(w.(*file.ByteArrayColumnChunkWriter), refs)
-	}
+	err = f.pages(parquet.Encodings.Plain, func(w file.PageWriter) []page { return rawPages(w, g.vecs) })
 	if err != nil {
 		return fmt.Errorf("column %s: %w", rawColumn, err)
 	}
@@ -181,19 +177,4 @@ func gather[T any](refs []Ref, rows []schema.VectorRow, get func(*Message, *sche
 		out[i] = get(ref.Message, &rows[i])
 	}
 	return out
-}
-
-func (g *groupWriter) raw(w *file.ByteArrayColumnChunkWriter, refs []Ref) error {
-	var values []parquet.ByteArray
-	def := make([]int16, len(refs))
-	for i, ref := range refs {
-		if ref.Message.codec == nil {
-			values = append(values, parquet.ByteArray(g.rows[i].Vec))
-			def[i] = 1
-		}
-	}
-	if _, err := w.WriteBatch(values, def, nil); err != nil {
-		return err
-	}
-	return w.Close()
 }
