@@ -71,7 +71,7 @@ type extras struct {
 	TraceParent string            `json:"trace_parent"`
 }
 
-// readJSON reads a body of one JSON value into v, strictly.
+// readJSON reads a body of one JSON value into v.
 func readJSON(w http.ResponseWriter, r *http.Request, v any) *failure {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // Not every connection has deadlines.
@@ -84,6 +84,11 @@ func readJSON(w http.ResponseWriter, r *http.Request, v any) *failure {
 	if err != nil {
 		return invalid("", "read the body: %v", err)
 	}
+	return parseJSON(body, v)
+}
+
+// parseJSON is strict: one value, with fields that are known.
+func parseJSON(body []byte, v any) *failure {
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {

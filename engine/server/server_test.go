@@ -2,7 +2,6 @@ package server
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -437,24 +437,42 @@ func TestModelsAndUnknownPaths(t *testing.T) {
 	}
 }
 
-// Whatever a body holds, the answer is one of those that are documented.
+// Whatever a body holds, the answer is one of those that are documented, and what is
+// let in is within the bounds. No HTTP is in the way: the fuzzer's time is for bodies.
 func FuzzCompletion(f *testing.F) {
 	f.Add([]byte(fmt.Sprintf(example, false)))
 	f.Add([]byte(`{"prompt":"a","stop":["x"],"seed":-1,"top_p":0.5}`))
+	f.Add([]byte(`{"prompt":[1,2],"n":2,"stop":"x","sonde":{"tenant":"t","labels":{"k":"v"},"request_id":"r"}}`))
 	m := arithmetic.New(arithmetic.Options{Layers: 1})
 	s := &server{o: Options{Info: m.Info(), Tokenizer: arithmetic.Tokenizer{}}}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		w := httptest.NewRecorder()
-		r := httptest.NewRequest(http.MethodPost, "/v1/completions", bytes.NewReader(body))
 		var c completion
-		if failed := readJSON(w, r, &c); failed != nil {
-			if failed.message == "" || failed.status < 400 || failed.status > 499 {
-				t.Errorf("failed with %+v", failed)
+		failed := parseJSON(body, &c)
+		if failed == nil {
+			var r scheduler.Request
+			if r, failed = s.request(&c); failed == nil {
+				checkLetIn(t, &r)
+				return
 			}
-			return
 		}
-		if request, failed := s.request(&c); failed == nil && (request.ID == "" || len(request.ID) > maxIDBytes) {
-			t.Errorf("let in %+v", request)
+		if failed.message == "" || failed.status < 400 || failed.status > 499 {
+			t.Errorf("failed with %+v", failed)
 		}
 	})
+}
+
+func checkLetIn(t *testing.T, r *scheduler.Request) {
+	ok := r.ID != "" && len(r.ID) <= maxIDBytes && visible(r.ID) && r.Tenant != "" && len(r.Tenant) <= maxTenantBytes &&
+		visible(r.Tenant) && len(r.Adapter) <= maxIDBytes && len(r.TraceParent) <= maxIDBytes &&
+		len(r.Labels) <= maxLabels && len(r.Stop) <= maxStops
+	for i, l := range r.Labels {
+		ok = ok && l.Key != "" && len(l.Key) <= maxLabelKey && len(l.Value) <= maxLabelValue && utf8.ValidString(l.Value) &&
+			(i == 0 || r.Labels[i-1].Key < l.Key)
+	}
+	for _, stop := range r.Stop {
+		ok = ok && stop != "" && len(stop) <= maxStopBytes
+	}
+	if !ok {
+		t.Errorf("let in %+v", r)
+	}
 }

@@ -92,7 +92,8 @@ func figuresOf(t *testing.T) []table.Ref {
 				Mean: []float32{nan, minus, 5, -1}[i%4], Std: minus, AbsMax: nan})
 		}
 	}
-	data, err := schema.EncodeStats(schema.Header{Engine: "e", Epoch: epoch, Hook: "h", DType: "f32", Shape: []int{1}}, rows)
+	h := schema.Header{Engine: "e", Epoch: epoch, Hook: "h", DType: "f32", Shape: []int{1}}
+	data, err := schema.EncodeStats(h, rows)
 	return refs(t, data, err)
 }
 
