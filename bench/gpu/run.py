@@ -6,8 +6,8 @@ parts:
   3  batches of generate with agent, bus and Parquet behind them
   4  decode step by torch.compile(mode="reduce-overhead")
 
-It needs PyTorch with CUDA, transformers, pyarrow, build/sonde (make build) and build/cuda/cuda/libsonde.so
-(make -C cuda cuda). What this GPU has measured at this commit is not measured again.
+It needs PyTorch with CUDA, transformers, pyarrow, nats-py, build/sonde (make build) and
+build/cuda/cuda/libsonde.so (make -C cuda cuda). What this GPU has measured at this commit is not measured again.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ def main() -> None:
         os.environ["SONDE_LIBRARY"] = str(LIBRARY)
     sys.path.insert(0, str(ROOT / "hookpoint"))
     try:
+        import nats  # noqa: F401 (sonde needs it)
+        import pyarrow  # noqa: F401
         import torch
-    except ModuleNotFoundError:
-        sys.exit("PyTorch is missing: pip install torch")
+        import transformers  # noqa: F401
+    except ModuleNotFoundError as e:
+        sys.exit(f"the Python package {e.name} is missing: pip install torch transformers pyarrow nats-py")
     if not torch.cuda.is_available():
         print("NOT RUN: benchmarks on a GPU: there is none")
         return

@@ -236,10 +236,9 @@ class Capture:
         """Begin a forward of the root. Nothing that goes wrong here reaches the model."""
         current = self._trunk.current
         current.forward = None
-        if self._detached or module is not self._model() or torch.jit.is_tracing():
-            return
         recording = self.recordings.current
-        if not self._enabled and recording is None:
+        idle = self._detached or not self._enabled and recording is None
+        if idle or module is not self._model() or torch.jit.is_tracing():
             return
         try:
             if self.recorder.forked:
@@ -280,9 +279,8 @@ class Capture:
                 self._counts.raised += 1
             return
         forward.taken += ((i, x, None) for i, x in taken)
-        recording = self.recordings.current
-        if recording is not None:
-            recording.take(self.record, forward)
+        if self.recordings.current is not None:
+            self.recordings.current.take(self.record, forward)
             return
         self.recorder.forget_step()
         self._guarded("store", self._store, forward)
@@ -317,9 +315,11 @@ class Capture:
         if self._detached:
             raise CaptureError("replay a graph whose capture was detached: attach again and record it anew")
         if self._enabled and ranges:
-            with self.recorder.lock:
-                self._guarded("replay", self._gatherer.arm, recorded, ranges)
-                self._counts.forwards += 1
+            self._guarded("replay", self._arm, recorded, ranges)
+
+    def _arm(self, recorded: Recorded, ranges: Sequence[Range]) -> None:
+        with self.recorder.lock:
+            self._counts.forwards += self._gatherer.arm(recorded, ranges)
 
     def _guarded(self, about: str, call: Callable[..., object], *args: Any) -> None:
         try:

@@ -196,7 +196,7 @@ class Gatherer:
         plan.forget()
         return Recorded(plan, forward.grid)
 
-    def arm(self, recorded: Recorded, ranges: Sequence[Range]) -> None:
+    def arm(self, recorded: Recorded, ranges: Sequence[Range]) -> bool:
         """Write the step of a replay that is launched next on the current stream. Raises CaptureError."""
         groups, masks = recorded.plan.groups, [0] * len(ranges)
         forward = Forward(ranges, recorded.grid)
@@ -216,6 +216,7 @@ class Gatherer:
             for bit in closing:
                 self._recorder.abort_layout(bit)
             self._recorder.commit_step()
+        return True
 
     def close(self, timeout: float) -> None:
         """Give device rings back."""

@@ -197,7 +197,7 @@ def test_a_replay_is_armed_once_and_a_warm_up_never(gpu: Gpu) -> None:
     assert len(gpu.taken) == 2 and gpu.unarmed == 2
     capture.enable()
     capture.arm(recorded, [Range(number, 0, 1, 1)])  # a hole
-    assert any("must be the first ones" in p for p in capture.stats().problems)
+    assert any("must be the first ones" in p for p in capture.stats().problems) and capture.stats().forwards == 2
     capture.detach(0)
     with pytest.raises(sonde.CaptureError, match="detached"):
         capture.arm(recorded, [])
