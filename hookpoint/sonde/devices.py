@@ -92,6 +92,7 @@ class DeviceRings:
         """Open no ring yet."""
         self._recorder, self._ring_bytes = recorder, ring_bytes
         self._rings: dict[int, c.c_void_p] = {}
+        self._streams: dict[int, torch.cuda.Stream] = {}  # on which each ring was armed last
 
     def open(self, taps: Taps) -> None:
         """Open the layout's ring. Raises CaptureError."""
@@ -113,21 +114,35 @@ class DeviceRings:
         """
         try:
             self.open(taps)
+            stream, last = _stream(taps.device), self._streams.get(taps.layout)
+            if last is not None and last.cuda_stream != stream.cuda_stream:
+                stream.wait_stream(last)  # or the gather that was armed there might take this one's rows for its own
+            self._streams[taps.layout] = stream
         except BaseException:
             self._recorder.abort_layout(bit)
             raise
-        libsonde.check(libsonde.load().sonde_device_arm(self._rings[taps.layout], bit, _stream(taps.device)))
+        libsonde.check(libsonde.load().sonde_device_arm(self._rings[taps.layout], bit, _handle(stream)))
 
-    def gather(self, taps: Taps, tensors: Sequence[torch.Tensor], addresses: Sequence[int]) -> None:
-        """Launch the gather of an open ring on the current stream, which may be recording. Raises CaptureError.
+    def gather(
+        self, taps: Taps, tensors: Sequence[torch.Tensor], addresses: Sequence[int], bit: int | None = None
+    ) -> None:
+        """Gather on the current stream. Raises CaptureError: rows of the layout that was to be armed are aborted then.
 
-        addresses: of the first row of each tensor.
+        addresses: of the first row of each tensor. bit: of the layout of the open step that is armed for it; None: the
+        ring is open, and the stream may be recording.
         """
+        try:
+            copies = taps.point(tensors, addresses)
+        except BaseException:
+            if bit is not None:
+                self._recorder.abort_layout(bit)
+            raise
+        if bit is not None:
+            self.arm(bit, taps)
         lib, ring, count = libsonde.load(), self._rings[taps.layout], taps.count
-        copies = taps.point(tensors, addresses)
         libsonde.check(lib.sonde_device_plan(ring, 0 if taps.sampled else count, count if taps.sampled else 0))
         libsonde.check(lib.sonde_device_taps(ring, c.addressof(taps.table), len(taps.entries)))
-        libsonde.check(lib.sonde_device_gather(ring, _stream(taps.device)))
+        libsonde.check(lib.sonde_device_gather(ring, _handle(_stream(taps.device))))
         del copies  # what follows on the stream may use their memory
 
     def stats(self) -> list[libsonde.DeviceStats]:
@@ -149,5 +164,9 @@ def _row_bytes(entry: Entry) -> int:
     return math.prod(entry.shape) * SIZES[entry.dtype]
 
 
-def _stream(device: torch.device) -> c.c_void_p:
-    return c.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.current_stream(device)
+
+
+def _handle(stream: torch.cuda.Stream) -> c.c_void_p:
+    return c.c_void_p(stream.cuda_stream)

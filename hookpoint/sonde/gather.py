@@ -192,7 +192,7 @@ class Gatherer:
             elif group.stale:
                 raise CaptureError(f"{group.entries[0].hook} is overwritten by the model in some calls only")
             else:
-                self._gather(group, forward, addresses)
+                self._gather(group, forward, addresses, None)
         plan.forget()
         return Recorded(plan, forward.grid)
 
@@ -299,8 +299,7 @@ class Gatherer:
                 elif group.taps is not None:
                     closing.discard(bit)
                     if group.runs:
-                        self.devices.arm(bit, group.taps)
-                        self._gather(group, forward, addresses)
+                        self._gather(group, forward, addresses, bit)
             recorder.copy(plan.where, plan.count)
         except BaseException:
             for bit in closing:
@@ -309,10 +308,9 @@ class Gatherer:
         finally:
             recorder.commit_step()
 
-
-    def _gather(self, group: Group, forward: Forward, addresses: list[int]) -> None:
+    def _gather(self, group: Group, forward: Forward, addresses: list[int], bit: int | None) -> None:
         tensors = [r.tensor for r in group.rows] or [forward.taken[i][1] for i in group.sources]
-        self.devices.gather(group.taps, tensors, addresses[group.first : group.first + len(group.entries)])
+        self.devices.gather(group.taps, tensors, addresses[group.first : group.first + len(group.entries)], bit)
 
 
 def _strides(x: torch.Tensor) -> tuple[int, ...]:

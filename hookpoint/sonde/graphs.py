@@ -88,5 +88,6 @@ class Graph:
         ranges, and while the capture is disabled, nothing is captured. What goes wrong with the capture is counted and
         reported; the graph runs. Raises CaptureError after detach: the graph writes to memory that was given back.
         """
-        self._capture.arm(self._recorded, ranges)
-        self._graph.replay()
+        with self._capture.recorder.lock:  # the gather that was armed is the next one of all threads
+            self._capture.arm(self._recorded, ranges)
+            self._graph.replay()

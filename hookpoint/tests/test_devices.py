@@ -61,11 +61,22 @@ def test_the_chosen_rows_are_gathered_whatever_the_tensor_looks_like(kind: str, 
     assert (copies == []) == (kind == "plain" and len(runs) == 2)
 
 
+class Stream:
+    """A stream that notes for which others it waits."""
+
+    def __init__(self, handle: int) -> None:
+        self.cuda_stream, self.waited = handle, []
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waited.append(other.cuda_stream)
+
+
 class Gpu:
     """The library's device calls, on memory of the host: what each armed gather took."""
 
     def __init__(self, library: c.CDLL) -> None:
         self._library, self.taken, self.unarmed = library, [], 0
+        self.stream = Stream(1)
         self._armed: dict[int, int] = {}
         self._rings, self._planned, self._tapped = itertools.count(1), {}, {}
 
@@ -107,7 +118,7 @@ class Gpu:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     fake = Gpu(libsonde.load())
     monkeypatch.setattr(Group, "on_host", property(lambda _: False))
-    monkeypatch.setattr(devices, "_stream", lambda _: None)
+    monkeypatch.setattr(devices, "_stream", lambda _: fake.stream)
     monkeypatch.setattr(devices.libsonde, "load", lambda: fake)
     yield fake
 
@@ -174,6 +185,31 @@ def test_hooks_of_two_layouts_in_turn_keep_their_own_rows(gpu: Gpu) -> None:
         want = [y.contiguous().numpy().tobytes() for y in (a, b, model[2](b))]
         assert gpu.taken == [((2, 0), [want[0], want[2]]), ((0, 2), [want[1]])]
     assert capture.stats().problems == {}
+    capture.detach(0)
+
+
+@torch.no_grad()
+def test_a_gather_on_another_stream_waits_for_the_one_before(gpu: Gpu) -> None:
+    model = Model()
+    capture, rows, number = attached(gpu, model)
+    streams = [Stream(1), Stream(2)]
+    for i, s in enumerate((0, 0, 1, 1, 0)):
+        gpu.stream = streams[s]
+        rows.next = [Range(number, i, 1, 0)]
+        model(torch.randn(1, 1, 4))
+    assert [s.waited for s in streams] == [[2], [1]] and len(gpu.taken) == 5
+    capture.detach(0)
+
+
+@torch.no_grad()
+def test_a_failed_copy_leaves_nothing_armed(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model()
+    capture, rows, number = attached(gpu, model)
+    monkeypatch.setattr(Taps, "point", lambda *_: 1 / 0)
+    rows.next = [Range(number, 0, 2, 0)]
+    model(torch.randn(2, 1, 4))
+    assert gpu.taken == [] and gpu._armed == {} and capture.stats().aborted_rows == 2
+    assert capture.stats().failures == 1
     capture.detach(0)
 
 
