@@ -53,7 +53,7 @@ func newLedgerView(q TensorQuery, shard int, s Sequence, r Request) *ledgerView 
 // read takes the facts of the sequence, and those of its epoch that name no
 // request.
 func (v *ledgerView) read(ctx context.Context, l *Lake) error {
-	err := l.Ledger(ctx, Query{Epoch: &v.sequence.Epoch}, func(f *Fact) error {
+	err := l.factsOf(ctx, v.sequence, func(f *Fact) error {
 		switch f.Fact {
 		case schema.FactLayout:
 			return v.layout(f)

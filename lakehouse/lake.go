@@ -172,6 +172,14 @@ func (l *Lake) Ledger(ctx context.Context, q Query, f func(*Fact) error) error {
 	})
 }
 
+// factsOf calls f with the facts that say anything about a sequence, and perhaps with
+// others of its epoch.
+func (l *Lake) factsOf(ctx context.Context, s Sequence, f func(*Fact) error) error {
+	return l.read(ctx, table.Ledger, &s.Epoch, func(r io.ReaderAt, size int64) error {
+		return table.ReadSequence(r, size, s.Epoch, s.Number, callback(ctx, func(t *table.Fact) error { return f(factOf(t)) }))
+	})
+}
+
 func factOf(t *table.Fact) *Fact {
 	return &Fact{Epoch: t.Epoch, Engine: t.Engine, Rank: t.Rank, Tenant: t.Tenant, LedgerRow: t.Row}
 }

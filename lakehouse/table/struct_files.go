@@ -91,36 +91,38 @@ func writeStructs[C any](w io.Writer, kv []KeyValue, refs []Ref, columns func(*M
 // does.
 func ReadTokens(r io.ReaderAt, size int64, q *Query, f func(*Token) error) error {
 	return readStructs(r, size, q, "epoch", (*tokenColumns).row,
-		func(t *Token) bool { return q.row(&t.Origin, &t.Place) }, f)
+		func(t *Token) bool { return q.row(&t.Origin, &t.Place) }, f, nil)
 }
 
 // ReadStats is ReadTokens for vector_stats.
 func ReadStats(r io.ReaderAt, size int64, q *Query, f func(*Stats) error) error {
 	return readStructs(r, size, q, "epoch", (*statsColumns).row,
-		func(s *Stats) bool { return q.row(&s.Origin, &s.Place) }, f)
+		func(s *Stats) bool { return q.row(&s.Origin, &s.Place) }, f, nil)
 }
 
 // ReadRequests is ReadTokens for requests.
 func ReadRequests(r io.ReaderAt, size int64, q *Query, f func(*RequestEvent) error) error {
 	p := Query{Request: q.Request, Sample: q.Sample, Tenant: q.Tenant, Epoch: q.Epoch, Seq: q.Seq}
-	return readStructs(r, size, &p, "epoch", (*requestColumns).row, q.request, f)
+	return readStructs(r, size, &p, "epoch", (*requestColumns).row, q.request, f, nil)
 }
 
 // ReadLedger is ReadTokens for ledger. Row groups are not skipped by hook or
 // position: facts may be about many.
 func ReadLedger(r io.ReaderAt, size int64, q *Query, f func(*Fact) error) error {
 	p := Query{Request: q.Request, Sample: q.Sample, Pass: q.Pass, Tenant: q.Tenant, Epoch: q.Epoch, Seq: q.Seq}
-	return readStructs(r, size, &p, "epoch", (*factColumns).row, q.fact, f)
+	return readStructs(r, size, &p, "epoch", (*factColumns).row, q.fact, f, nil)
 }
 
 // ReadDetections is ReadTokens for detections.
 func ReadDetections(r io.ReaderAt, size int64, q *Query, f func(*Detection) error) error {
 	p := Query{Request: q.Request, Sample: q.Sample, Position: q.Position, Tenant: q.Tenant, Epoch: q.Epoch, Seq: q.Seq}
-	return readStructs(r, size, &p, "engine_epoch", (*detectionColumns).row, q.detection, f)
+	return readStructs(r, size, &p, "engine_epoch", (*detectionColumns).row, q.detection, f, nil)
 }
 
+// readStructs reads the row groups that may hold rows of q by their statistics, and
+// of them those that holds does not exclude; it may be nil.
 func readStructs[C, R any](r io.ReaderAt, size int64, q *Query, epochColumn string, row func(*C) (R, error),
-	match func(*R) bool, f func(*R) error) (err error) {
+	match func(*R) bool, f func(*R) error, holds func(*parquet.File, parquet.RowGroup) (bool, error)) (err error) {
 	defer recoverRead(&err) // parquet-go panics on some damaged files
 	file, err := parquet.OpenFile(r, size, parquet.SkipBloomFilters(true), parquet.SkipPageIndex(true))
 	if err != nil {
@@ -133,10 +135,17 @@ func readStructs[C, R any](r io.ReaderAt, size int64, q *Query, epochColumn stri
 		if !q.mayHold(newStructBounds(file, i), epochColumn) {
 			continue
 		}
-		if err := readStructGroup(rg, row, match, f); err != nil {
-			if own, ok := err.(*callbackError); ok {
-				return own.error
-			}
+		read := true
+		if holds != nil {
+			read, err = holds(file, rg)
+		}
+		if err == nil && read {
+			err = readStructGroup(rg, row, match, f)
+		}
+		if own, ok := err.(*callbackError); ok {
+			return own.error
+		}
+		if err != nil {
 			return fmt.Errorf("row group %d: %w", i, err)
 		}
 	}
