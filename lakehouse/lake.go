@@ -176,7 +176,8 @@ func (l *Lake) Ledger(ctx context.Context, q Query, f func(*Fact) error) error {
 // others of its epoch.
 func (l *Lake) factsOf(ctx context.Context, s Sequence, f func(*Fact) error) error {
 	return l.read(ctx, table.Ledger, &s.Epoch, func(r io.ReaderAt, size int64) error {
-		return table.ReadSequence(r, size, s.Epoch, s.Number, callback(ctx, func(t *table.Fact) error { return f(factOf(t)) }))
+		each := callback(ctx, func(t *table.Fact) error { return f(factOf(t)) })
+		return table.ReadSequence(r, size, s.Epoch, s.Number, each)
 	})
 }
 

@@ -16,7 +16,7 @@ import (
 // come again much later, and here and there facts that name none.
 func scatteredFacts(t *testing.T) []schema.LedgerRow {
 	r := newRandom(t)
-	facts := make([]schema.LedgerRow, maxStructGroupRows+20_000)
+	facts := make([]schema.LedgerRow, 3*unorderedGroupRows+5000)
 	for i := range facts {
 		f := schema.LedgerRow{Seq: uint64(i), Fact: schema.FactExpected, Number: uint64(i / 1000), Count: 1, Layer: -1}
 		f.Request = fmt.Sprint("r", f.Number)
@@ -25,7 +25,7 @@ func scatteredFacts(t *testing.T) []schema.LedgerRow {
 			f.Number = math.MaxUint64
 		case len(facts) - 9:
 			f.Fact, f.Hook, f.Layer, f.Number = schema.FactDropped, "h", 2, 3
-		case 70_000:
+		case 50_000:
 			f.Fact, f.Number = schema.FactAmend, 12
 		}
 		if r.IntN(30_000) == 0 {
@@ -50,10 +50,11 @@ func TestEveryFactAboutASequenceIsFoundInALargeLedger(t *testing.T) {
 	msg, err := schema.EncodeLedger(other, []schema.LedgerRow{{Seq: 1, Fact: schema.FactClosed, Layer: -1}})
 	file := writeTable(t, append(refs, refsOf(decoded(t, msg, err))...))
 	var all []Fact
-	if err := ReadLedger(file, file.Size(), &Query{}, func(f *Fact) error { all = append(all, *f); return nil }); err != nil {
+	err = ReadLedger(file, file.Size(), &Query{}, func(f *Fact) error { all = append(all, *f); return nil })
+	if err != nil {
 		t.Fatal(err)
 	}
-	for _, number := range []uint64{0, 3, 12, 80, math.MaxUint64} {
+	for _, number := range []uint64{0, 3, 12, 50, math.MaxUint64} {
 		var want, got []Fact
 		for _, f := range all {
 			named := slices.Contains([]string{schema.FactExpected, schema.FactAmend, schema.FactMissing,
@@ -70,9 +71,9 @@ func TestEveryFactAboutASequenceIsFoundInALargeLedger(t *testing.T) {
 }
 
 func TestARowGroupWithoutTheSequenceIsNotDecoded(t *testing.T) {
-	facts := make([]schema.LedgerRow, maxStructGroupRows+1)
+	facts := make([]schema.LedgerRow, unorderedGroupRows+1)
 	for i := range facts {
-		facts[i] = schema.LedgerRow{Seq: uint64(i), Fact: schema.FactExpected, Number: uint64(2 + 2*(i/20_000)), Layer: -1}
+		facts[i] = schema.LedgerRow{Seq: uint64(i), Fact: schema.FactExpected, Number: uint64(2 + 2*(i/5000)), Layer: -1}
 	}
 	var refs []Ref
 	for part := range slices.Chunk(facts, 10_000) {

@@ -10,9 +10,11 @@ import (
 )
 
 // maxStructGroupRows bounds a row group of the tables whose rows are structs;
-// structGroupRows is when one ends at the end of a request.
+// structGroupRows is when one ends at the end of a request. Tables that are not
+// ordered by request have smaller ones: what one request needs is found by group.
 const (
 	maxStructGroupRows = 1 << 16
+	unorderedGroupRows = 1 << 14
 	structGroupRows    = 1 << 12
 	structBatchRows    = 256
 )
@@ -44,8 +46,12 @@ func Write(w io.Writer, kv []KeyValue, refs []Ref) error {
 func writeStructs[C any](w io.Writer, kv []KeyValue, refs []Ref, columns func(*Message, int) C,
 	request func(*C) string) (err error) {
 	defer recoverWrite(&err)
+	most := int64(maxStructGroupRows)
+	if request == nil {
+		most = unorderedGroupRows
+	}
 	o := []parquet.WriterOption{parquet.Compression(&zstd.Codec{Level: zstd.SpeedFastest}), parquet.DataPageVersion(2),
-		parquet.CreatedBy("sonde", "1", ""), parquet.MaxRowsPerRowGroup(maxStructGroupRows)}
+		parquet.CreatedBy("sonde", "1", ""), parquet.MaxRowsPerRowGroup(most)}
 	for _, e := range kv {
 		o = append(o, parquet.KeyValueMetadata(e.Key, e.Value))
 	}
