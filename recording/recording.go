@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -62,6 +63,10 @@ func Open(dir string) (*Recording, error) {
 	r := &Recording{Dir: dir}
 	for _, folder := range folders {
 		s, err := survey(folder)
+		if errors.Is(err, ErrCorrupt) {
+			return nil, fmt.Errorf("open recording: %w; no session is replayed: take a whole copy, or move session %s out of %s",
+				err, filepath.Base(folder), dir)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("open recording: %w", err)
 		}

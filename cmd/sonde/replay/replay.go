@@ -97,6 +97,10 @@ func play(ctx context.Context, p *pipeline.Pipeline, s *recording.Session, clock
 	if err != nil {
 		return err
 	}
+	if s.End.Reason == recording.ReasonTorn {
+		log.Warn("the recorder of the session died: it is replayed up to its last whole step, and its epoch stays open",
+			"folder", s.Dir, "lost_records", s.Lost, "torn_bytes", s.Torn)
+	}
 	attached, detach := context.WithCancel(ctx)
 	defer detach()
 	left := make(chan struct{})

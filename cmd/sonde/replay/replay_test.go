@@ -1,6 +1,7 @@
 package replay
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -190,7 +191,14 @@ func TestReplayOfATornRecordingEndsAndLeavesTheEpochOpen(t *testing.T) {
 		t.Fatalf("ended as %s", r.Sessions[0].End.Reason)
 	}
 	c := configOf(t.TempDir(), bundle(t))
-	counts := run(t, r, c, false)
+	var said bytes.Buffer
+	counts, err := Run(t.Context(), r, c, false, slog.New(slog.NewTextHandler(&said, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(said.String(), "level=WARN msg=\"the recorder of the session died") {
+		t.Errorf("the log does not say that the recording is torn: %s", said.String())
+	}
 	rows, open, _ := stored(t, c.Materializer.Lake)
 	if rows == 0 || rows != counts.Acknowledged || open != 1 {
 		t.Errorf("%d rows stored, %d acknowledged, %d open epochs; want 1", rows, counts.Acknowledged, open)
