@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from sonde import compiled
+from sonde.arguments import check_naming, check_options
 from sonde.calls import Calls
 from sonde.errors import AlreadyAttached, CaptureError, LakeError
 from sonde.gather import Gatherer, Recorded
@@ -29,8 +30,8 @@ from sonde.identity import Naming
 from sonde.lake import Lake, open_lake
 from sonde.libsonde import REASONS
 from sonde.names import Catalogue, Tap
-from sonde.recorder import MODES, Abort, Recorder, WriterSettings
-from sonde.rows import CASTS, grid_of, positional
+from sonde.recorder import Abort, Recorder, WriterSettings
+from sonde.rows import grids, positional
 from sonde.step import Identity, Range, Unidentified
 from sonde.taps import Forward, InputHook, OutputHook, RootHook, RootPreHook, Trunk
 
@@ -90,6 +91,7 @@ class Capture:
         self._enabled, self._detached = True, False
         self._last_stats: Stats | None = None
         self._parameters = positional(model)
+        self._grid = grids(model, self._parameters)
         self.recorder = Recorder(replace(settings, on_log=_log_to(weakref.ref(self))))
         weakref.finalize(self, self.recorder.close, 0.0)  # of a model that was dropped without detach
         try:
@@ -131,7 +133,7 @@ class Capture:
         tenant, adapter, labels, opt_in and trace_parent may be given, too; what is not given is that of `attach`.
         """
         before = getattr(self._local, "naming", None)
-        self._local.naming = replace(before or self._naming, requests=list(ids) or None, **naming)
+        self._local.naming = check_naming(replace(before or self._naming, requests=list(ids) or None, **naming))
         try:
             yield
         finally:
@@ -248,7 +250,7 @@ class Capture:
             ranges = self.identity.ranges(module, args, kwargs) if recording is None else ()
             if not ranges and recording is None:
                 return
-            forward = Forward(ranges, grid_of(self._parameters, args, kwargs))
+            forward = Forward(ranges, self._grid(args, kwargs))
             if self._token_ids:
                 self._note_ids(forward, args, kwargs)
             forward.before = sys.exc_info()[1]
@@ -354,7 +356,7 @@ class Capture:
             return identity if made else identity(self.recorder)
         if supports(model):
             return HuggingFace(model, self.recorder, lambda: self.naming, self._report)
-        return Calls(self.recorder, lambda: self.naming, lambda a, k: grid_of(self._parameters, a, k))
+        return Calls(self.recorder, lambda: self.naming, self._grid)
 
     def _hook(self, model: nn.Module) -> None:
         modules = dict(model.named_modules())
@@ -434,10 +436,12 @@ def attach(
 
     Raises CaptureError, and of it UnknownHook, AlreadyAttached and LibraryMissing.
     """
-    _check(model, mode, dtype, data_bytes)
+    check_options(model, mode, dtype, data_bytes, identity)
+    naming = check_naming(Naming(requests, tenant, adapter, labels or {}, opt_in, trace_parent))
+    _check_attached(model)
     taps = Catalogue(model).choose(hooks)
     settings = WriterSettings(
-        socket=os.fspath(socket) if socket else None,
+        socket=os.fspath(socket) if isinstance(socket, os.PathLike) else socket or None,
         mode=mode,
         data_bytes=data_bytes,
         engine_instance=engine or f"python-{os.getpid()}-{next(_instances)}",
@@ -446,7 +450,6 @@ def attach(
         on_abort=on_abort,
         meta=_describe(model, model_name),
     )
-    naming = Naming(requests, tenant, adapter, labels or {}, opt_in, trace_parent)
     capture = Capture(model, taps, settings, naming, identity, token_ids, dtype, shard)
     _captures.add(capture)
     if compiled.forget_compiled_code():
@@ -471,16 +474,8 @@ def _describe(model: nn.Module, name: str) -> dict[str, str | int]:
     }
 
 
-def _check(model: nn.Module, mode: str, dtype: str | None, data_bytes: int) -> None:
-    """Refuse what cannot work, before anything is made."""
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"attach to {type(model).__name__}: only a torch.nn.Module has modules to tap")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError("attach to a TorchScript model: its modules run without Python; attach to the original")
-    if mode not in MODES:
-        raise CaptureError(f"attach with mode={mode!r}: it is one of {', '.join(MODES)}")
-    if dtype is not None and dtype not in CASTS:
-        raise CaptureError(f"attach with dtype={dtype!r}: it is None or one of {', '.join(CASTS)}")
+def _check_attached(model: nn.Module) -> None:
+    """Refuse what is attached already."""
     for capture in list(_captures):
         other = capture.model
         if other is None:

@@ -16,7 +16,7 @@ MAX_AMEND = 4096  # ranges of one amendment
 class Naming:
     """What the requests of a call are called. Sequences have one entry per prompt of the call."""
 
-    requests: Sequence[str] | None = None  #: None: each gets a random UUID
+    requests: Sequence[str | None] | None = None  #: None, also as an entry: a random UUID
     tenant: str = "default"
     adapter: str = ""  #: "": the active adapter of the model, if it has one
     labels: Mapping[str, str] | Sequence[Mapping[str, str]] = field(default_factory=dict)
@@ -47,8 +47,9 @@ class Naming:
     def of(self, prompt: int) -> dict[str, Any]:
         """Give the arguments of `Recorder.open_request` for one prompt."""
         labels = self.labels if isinstance(self.labels, Mapping) else self.labels[prompt]
+        chosen = None if self.requests is None else self.requests[prompt]
         return {
-            "external_id": str(uuid.uuid4()) if self.requests is None else str(self.requests[prompt]),
+            "external_id": str(uuid.uuid4() if chosen is None else chosen),
             "tenant": self.tenant,
             "adapter": self.adapter,
             "labels": dict(labels),

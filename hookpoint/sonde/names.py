@@ -40,6 +40,7 @@ class Tap:
     columns: tuple[int, int] | None = None  #: of the last dimension
     split: tuple[int, int] | None = None  #: of the last dimension, as (heads, size of a head)
     sampled: bool = False
+    turned: bool = False  #: tokens come in front of the batch
 
     @property
     def name(self) -> str:
@@ -98,8 +99,8 @@ class Catalogue:
         site, _, part = where.partition(".")
         if site not in ("", "input", "output"):
             raise UnknownHook(f"choose hooks by {pattern!r}: after the colon stands input, output, or output.PART")
-        for found, module in self.modules.items():
-            if _same_path(path, found) and (found or where):
+        for found, module in self._named(path):
+            if found or where:
                 if type(module).forward is nn.Module.forward:  # a list of modules or parameters
                     if found == path:
                         raise CaptureError(f"tap {path}: a {type(module).__name__} is never called; tap what it holds")
@@ -107,7 +108,22 @@ class Catalogue:
                 hook = f"{found}:{where or 'output'}"
                 numbers = re.findall(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", found)
                 layer = int(numbers[0]) if len(numbers) == 1 else -1
-                yield Tap(hook, layer, found, site or "output", int(part) if part.isdigit() else part or None)
+                if isinstance(module, nn.RNNBase) and site != "input" and part not in ("", "0"):
+                    raise CaptureError(f"tap {pattern}: states of {type(module).__name__} have no row for each token")
+                chosen = int(part) if part.isdigit() else part or None
+                yield Tap(hook, layer, found, site or "output", chosen, turned=self._turned(found))
+
+    def _named(self, pattern: str) -> Iterator[tuple[str, nn.Module]]:
+        """Find modules by path. One that has several goes by its first."""
+        first = {id(m): path for path, m in self.modules.items()}
+        for path, module in self.modules[""].named_modules(remove_duplicate=False):
+            if _same_path(pattern, path):
+                yield first[id(module)], module
+
+    def _turned(self, path: str) -> bool:
+        """Say whether a module or what holds it takes tokens in front of the batch."""
+        parts = path.split(".") if path else []
+        return any(batch_last(self.modules[".".join(parts[:i])]) for i in range(len(parts) + 1))
 
     def _canonical(self, pattern: str) -> str:
         """Translate other spellings into ours."""
@@ -189,6 +205,15 @@ class Catalogue:
         (q, size), (kv, _) = self._heads("heads") or (1, 0), self._heads("kv_heads") or (1, 0)
         widths = {"q": (0, q), "k": (q, q + kv), "v": (q + kv, q + 2 * kv)}
         return widths[which][0] * size, widths[which][1] * size
+
+
+def batch_last(module: nn.Module) -> bool:
+    """Say whether a module, as an LSTM, was made to take [tokens, batch, …]."""
+    if isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder)):
+        return any(batch_last(layer) for layer in module.layers)
+    if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        module = module.self_attn
+    return getattr(module, "batch_first", None) is False
 
 
 def _join(below: str, path: str) -> str:

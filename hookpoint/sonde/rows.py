@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 from sonde.dtypes import SIZES
 from sonde.errors import CaptureError
 from sonde.libsonde import MAX_DIMS
-from sonde.names import TOKEN_IDS, Tap
+from sonde.names import TOKEN_IDS, Tap, batch_last
 from sonde.step import Unidentified
 
 #: Types of elements that can be captured, and their names in the dataset.
@@ -92,6 +92,17 @@ def grid_of(parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[st
             batch, seq = (x.shape[0], 1) if one else x.shape[:2]
             return grid(batch, seq, _kept(kept, seq))
     raise Unidentified("no tensor with a batch was given to the model")
+
+
+def grids(model: nn.Module, parameters: Sequence[str]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Grid]:
+    """Give what finds the tokens of a forward of this model from its arguments. It raises Unidentified."""
+    turned = batch_last(model)
+
+    def find(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+        found = grid_of(parameters, args, kwargs)
+        return grid(found.seq, found.batch, None) if turned else found
+
+    return find
 
 
 def _kept(keep: Any, seq: int) -> tuple[int, ...] | None:
@@ -189,6 +200,10 @@ def _check(x: torch.Tensor, tap: Tap, cast: str | None) -> None:
 def _leading(x: torch.Tensor, tap: Tap, tokens: Grid) -> tuple[torch.Tensor, int, tuple[int, ...] | None]:
     """Say how many leading dimensions count rows, and which columns they have."""
     shape = tuple(x.shape)
+    if tap.turned and min(tokens.batch, tokens.seq) > 1:
+        if shape[:2] != (tokens.seq, tokens.batch) or len(shape) < 3:
+            raise Refused(f"{tap.path or 'the model'} gave a tensor of shape {shape} instead of [tokens, batch, …]")
+        return x.transpose(0, 1), 2, None
     if shape[:2] == (tokens.batch, tokens.seq):
         return x, 2, None
     if tap.sampled and len(shape) >= 2 and shape[0] == tokens.batch and tokens.kept is not None:

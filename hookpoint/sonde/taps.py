@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from sonde.names import Tap
 from sonde.rows import Grid
@@ -62,6 +63,8 @@ def first_tensor(value: Any, part: str | int | None) -> torch.Tensor | None:
             value = None
     if isinstance(value, torch.Tensor):
         return value
+    if isinstance(value, PackedSequence):  # a tuple whose first tensor mixes the tokens of all sequences
+        return None
     if isinstance(value, Mapping):
         value = value.values()
     elif not isinstance(value, (tuple, list)):

@@ -6,9 +6,11 @@ import copy
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from capture_rig import FAMILIES, PlainHooks, Rig, all_taps, batch, expected, make_model, make_rig
+from torch import nn
 
 import sonde
 
@@ -99,3 +101,63 @@ def test_a_cast_is_that_of_torch(rig: Rig) -> None:
     plain.remove()
     cast = {t: [x.to(torch.bfloat16) for x in xs] for t, xs in plain.seen.items()}
     assert rig.rows(c) == expected(cast, inputs["attention_mask"], REQUESTS)
+
+
+class TimeFirst(nn.Module):
+    """Takes [batch, tokens] and computes [tokens, batch, …] inside, as many models with recurrent layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm, self.out = nn.Embedding(97, 8), nn.LSTM(8, 6), nn.Linear(6, 5)
+        self.other = self.out
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        states, _ = self.lstm(self.embed(ids).transpose(0, 1))
+        return self.other(states.transpose(0, 1))
+
+
+@pytest.mark.parametrize("tokens", [3, 7])  # three rows: as many tokens as rows must not hide that they were swapped
+@torch.no_grad()
+def test_tensors_with_tokens_in_front_of_the_batch_are_turned(rig: Rig, tokens: int) -> None:
+    model, ids = TimeFirst(), batch(columns=tokens)["input_ids"]
+    want = {"lstm:output": model.lstm(model.embed(ids).transpose(0, 1))[0].transpose(0, 1), "out:output": model(ids)}
+    with sonde.attach(model, ["lstm", "other"], socket=rig.socket, requests=REQUESTS, token_ids=False) as capture:
+        assert torch.equal(model(ids), want["out:output"])
+    assert capture.stats().problems == {}
+    stored = rig.rows(capture)
+    assert len(stored) == 2 * 3 * tokens
+    for (request, hook, _, position), row in stored.items():
+        assert row == held(want[hook][REQUESTS.index(request), position]), (request, hook, position)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "encoder"])
+@torch.no_grad()
+def test_a_root_that_takes_tokens_in_front_of_the_batch(rig: Rig, kind: str) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    model = nn.LSTM(8, 6) if kind == "lstm" else nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
+    x = torch.randn(3, 3, 8, generator=torch.Generator().manual_seed(1))
+    want = model(x)[0] if kind == "lstm" else model(x)
+    with sonde.attach(model, [":output"], socket=rig.socket, requests=REQUESTS) as capture:
+        model(x)
+    stored = rig.rows(capture)
+    assert len(stored) == 9
+    for (request, _, _, position), row in stored.items():
+        assert np.allclose(np.frombuffer(row, np.float32), want[position, REQUESTS.index(request)], atol=1e-5)
+
+
+def test_states_of_an_lstm_have_no_rows_and_packed_tokens_are_left_out(rig: Rig) -> None:
+    with pytest.raises(sonde.CaptureError, match="states of LSTM have no row for each token"):
+        sonde.attach(TimeFirst(), ["lstm:output.1"], socket=None)
+
+    class Packs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 6, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.lstm(nn.utils.rnn.pack_padded_sequence(x, [3, 3, 3], batch_first=True))[0].data
+
+    model, x = Packs(), torch.ones(3, 3, 4)
+    with sonde.attach(model, ["lstm:output.0", "lstm:input"], socket=rig.socket, requests=REQUESTS) as capture:
+        model(x)
+    assert rig.rows(capture) == {} and capture.stats().captured_rows == 0
