@@ -305,6 +305,12 @@ typedef struct sonde_copy {
    old bytes. SONDE_STATE: no step is open. [owner] */
 SONDE_API sonde_status sonde_step_copy(sonde_writer *writer, const sonde_copy *copies, uint32_t count);
 
+/* A whole step whose rows lie in memory of the host: sonde_begin_step without ragged entries, sonde_step_copy and
+   sonde_commit_step in one call. SONDE_INVALID, SONDE_CLOSED, SONDE_STATE, as those say. When a copy is refused,
+   the step was made, *step is its number, all its layouts count as aborted, and the status is the copy's. [owner] */
+SONDE_API sonde_status sonde_step_run(sonde_writer *writer, const sonde_range *ranges, uint32_t range_count,
+                                      const uint32_t *layouts, uint32_t layout_count, const sonde_copy *copies,
+                                      uint32_t copy_count, uint64_t *step);
 /* Says that the copy into the i-th layout failed: the commit publishes it so, and its rows count as aborted.
    SONDE_INVALID, SONDE_STATE. [owner] */
 SONDE_API sonde_status sonde_step_abort(sonde_writer *writer, uint32_t layout_index);

@@ -163,6 +163,22 @@ sonde_status sonde_step_copy(sonde_writer *writer, const sonde_copy *copies, uin
     return with_writer(writer, "copy rows", [&] { return writer->copy_rows(copies, count); });
 }
 
+sonde_status sonde_step_run(sonde_writer *writer, const sonde_range *ranges, uint32_t range_count,
+                            const uint32_t *layouts, uint32_t layout_count, const sonde_copy *copies,
+                            uint32_t copy_count, uint64_t *step) {
+    if (ranges == nullptr || (layouts == nullptr && layout_count > 0) || (copies == nullptr && copy_count > 0))
+        return missing_argument("run step");
+    return with_writer(writer, "run step", [&] {
+        const sonde_status s = writer->begin_step(ranges, range_count, layouts, layout_count, nullptr, 0);
+        if (s != SONDE_OK) return s;
+        if (step != nullptr) *step = writer->step().number;
+        const sonde_status copied = writer->copy_rows(copies, copy_count);
+        for (uint32_t i = 0; copied != SONDE_OK && i < layout_count; i++) (void)writer->abort_layout(i);
+        const sonde_status committed = writer->commit_step(); // of a step that is open: it cannot fail
+        return copied != SONDE_OK ? copied : committed;
+    });
+}
+
 sonde_status sonde_step_abort(sonde_writer *writer, uint32_t layout_index) {
     return with_writer(writer, "abort layout", [&] { return writer->abort_layout(layout_index); });
 }

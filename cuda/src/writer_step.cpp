@@ -57,8 +57,7 @@ sonde_status sonde_writer::begin_step(const sonde_range *ranges, uint32_t range_
         queue_.missing.add_step(ranges, range_count, step_.plans.data(), step_.count, step_.number, SONDE_CONTROL_FULL);
         core_->count_step(step_.plans.data(), step_.count);
     }
-    wake_reader();
-    step_.open = true;
+    step_.open = true; // a sleeping reader is woken by the commit: until then it could only wait for the captures
     return SONDE_OK;
 }
 

@@ -241,6 +241,38 @@ void a_wrong_copy_is_refused_and_nothing_is_written() {
     CHECK(engine.span<float>(0)[14] == Tensor::value(2, 4));
 }
 
+// A refused copy must not leave the step open, nor publish what an older record left in its spans.
+void a_step_in_one_call_ends_also_when_a_copy_is_refused() {
+    const Engine engine;
+    const Tensor tensor(6, 1);
+    const std::vector<sonde_run> runs = {{4, 2}, {1, 1}};
+    const sonde_range ranges[] = {{1, 0, 2, 0, SONDE_DECODE, 0, 0, 1}, {2, 7, 1, 0, SONDE_DECODE, 1, 0, 1}};
+    const sonde_copy copies[] = {tensor.copy(0, runs), tensor.copy(1, runs)};
+    const uint32_t layouts[] = {0};
+    uint64_t step = 99;
+    CHECK_EQUAL(sonde_step_run(engine.w(), ranges, 2, layouts, 1, copies, 2, &step), SONDE_OK);
+    CHECK_EQUAL(step, 0);
+    engine.begin({ranges[0], ranges[1]});
+    CHECK_EQUAL(sonde_step_run(engine.w(), ranges, 2, layouts, 1, copies, 2, &step), SONDE_STATE);
+    CHECK_EQUAL(sonde_step_copy(engine.w(), copies, 2), SONDE_OK);
+    CHECK_EQUAL(sonde_commit_step(engine.w()), SONDE_OK);
+    const sonde_stats before = stats_of(engine.w());
+    CHECK_EQUAL(before.steps, 2);
+    CHECK_EQUAL(before.aborted_rows, 0);
+    sonde_copy wrong[] = {tensor.copy(0, runs), tensor.copy(1, runs)};
+    wrong[1].src_bytes = 1;
+    CHECK_EQUAL(sonde_step_run(engine.w(), ranges, 2, layouts, 1, wrong, 2, &step), SONDE_INVALID);
+    CHECK(std::strncmp(sonde_last_error(), "copy rows: ", 11) == 0);
+    CHECK_EQUAL(step, 2);
+    CHECK(stats_of(engine.w()).aborted_rows > 0);
+    CHECK_EQUAL(sonde_commit_step(engine.w()), SONDE_STATE);
+    CHECK_EQUAL(sonde_step_run(engine.w(), ranges, 0, layouts, 1, copies, 2, &step), SONDE_INVALID);
+    CHECK_EQUAL(sonde_step_run(engine.w(), nullptr, 1, layouts, 1, copies, 2, &step), SONDE_INVALID);
+    CHECK_EQUAL(sonde_step_run(engine.w(), ranges, 2, layouts, 1, nullptr, 2, &step), SONDE_INVALID);
+    CHECK_EQUAL(sonde_step_run(engine.w(), ranges, 2, layouts, 1, copies, 2, nullptr), SONDE_OK);
+    CHECK_EQUAL(stats_of(engine.w()).steps, 4);
+}
+
 } // namespace
 
 int main() {
@@ -250,4 +282,5 @@ int main() {
     RUN(sampled_rows_and_a_row_for_all_are_copied);
     RUN(dropped_layouts_are_passed_over);
     RUN(a_wrong_copy_is_refused_and_nothing_is_written);
+    RUN(a_step_in_one_call_ends_also_when_a_copy_is_refused);
 }
