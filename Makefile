@@ -120,6 +120,7 @@ test-c: ## run the tests of libsonde with and without sanitizers (needs g++)
 	fi
 
 test-cuda: ## compile libsonde for sm_80 and sm_90 and check its publish; needs no GPU, tests on one where it is
+	@mkdir -p build
 	@if command -v nvcc >/dev/null; then \
 	  $(MAKE) --no-print-directory -C cuda cuda test-device; \
 	elif ! command -v python3 >/dev/null || ! command -v g++ >/dev/null; then \
