@@ -230,7 +230,8 @@ func TestTheSchemaKnowsEveryKey(t *testing.T) {
 
 // Editors of other systems save a byte order mark and line ends of two characters.
 func TestFilesOfOtherEditorsAreRead(t *testing.T) {
-	for _, text := range []string{"\ufeffagent:\n  linger_ms: 3\n", "agent:\r\n  linger_ms: 3\r\n", "---\nagent: {linger_ms: 3}\n...\n"} {
+	for _, text := range []string{"\ufeffagent:\n  linger_ms: 3\n", "agent:\r\n  linger_ms: 3\r\n",
+		"---\nagent: {linger_ms: 3}\n...\n"} {
 		if c, err := Parse("other.yaml", []byte(text)); err != nil || c.Agent.LingerMS != 3 {
 			t.Errorf("%q: got %d, %v", text, c.Agent.LingerMS, err)
 		}

@@ -104,7 +104,8 @@ func prepare(c *cobra.Command) {
 				return nil
 			}
 			usage := strings.TrimSuffix(c.UseLine(), " [flags]")
-			return usageError{fmt.Errorf("got %d argument(s), %q; write %s; see %s --help", len(args), args, usage, c.CommandPath())}
+			return usageError{fmt.Errorf("got %d argument(s), %q; write %s; see %s --help", len(args), args, usage,
+				c.CommandPath())}
 		}
 	}
 	for _, sub := range c.Commands() {
@@ -122,7 +123,8 @@ func group(c *cobra.Command, args []string) error {
 	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
 		hint = "did you mean " + strings.Join(near, ", or ") + "? "
 	}
-	return usageError{fmt.Errorf("unknown command %q for %q; %ssee %s --help", args[0], c.CommandPath(), hint, c.CommandPath())}
+	return usageError{fmt.Errorf("unknown command %q for %q; %ssee %s --help", args[0], c.CommandPath(), hint,
+		c.CommandPath())}
 }
 
 // commands lists every command; each is written in the file of its name.
