@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 
+from sonde.decoding import Decoded
+from sonde.decoding import Rows as Going
 from sonde.devices import DeviceRings, Taps
 from sonde.errors import CaptureError
 from sonde.libsonde import DTYPES, MAX_STEP_RANGES
 from sonde.names import TOKEN_IDS, Tap
-from sonde.recorder import Entry, Recorder
+from sonde.recorder import Entry, Recorder, pack
 from sonde.rows import FLOATS, Grid, Refused, Rows, rows_of
 from sonde.step import Range
 from sonde.taps import Forward
@@ -65,6 +67,8 @@ class _Plan:
     order: list[int] | None = None  # of the captured taps, those of the groups one after the other; None: as they came
     layouts: bytes = b""
     copies: Any = None  # sonde_copy of each entry that the host copies, group by group, as u64
+    whole: bool = False  # the host copies all groups: a step is one call
+    going: Going | None = None  # rows of a loop of decoding, if the runs and their masks are those of its last step
 
     def seal(self) -> None:
         """Make the parts that all steps share."""
@@ -83,6 +87,7 @@ class _Plan:
             for e, r in enumerate(g.rows if g.on_host else ()):
                 # src, src_bytes, row_stride, runs, rows, run_count | row_count, layout_index | entry, src_dtype
                 words += (0, r.readable, r.stride, 0, 0, 0, bit | e << 32, DTYPES[r.dtype])
+        self.whole = all(g.on_host and not g.stale for g in self.groups)
         self.copies = (c.c_uint64 * len(words))(*words)
         self.count, self.where = len(words) // 8, c.addressof(self.copies)
         self._words = memoryview(self.copies).cast("B").cast("Q")
@@ -97,6 +102,19 @@ class _Plan:
             host = [a for g in self.groups if g.on_host for a in addresses[g.first : g.first + len(g.entries)]]
             self._words[0::8] = array("Q", host)
         return addresses
+
+    def aim(self, taken: Sequence[tuple[int, torch.Tensor, int | None]]) -> bool:
+        """Do the same if all is on the host and what was tapped fits; False: anything may be in the addresses."""
+        words, at = self._words, 0
+        for (index, x, version), (i, shape, strides, dtype, device, offset) in zip(taken, self.expect, strict=True):
+            if index != i or x.dtype is not dtype or x.shape != shape:
+                return False
+            if offset >= 0:
+                if x.stride() != strides or x.get_device() != device or version is not None and x._version != version:
+                    return False
+                words[at] = x.data_ptr() + offset
+                at += 8
+        return True
 
     def fresh(self) -> list[int]:
         """Do the same for the tensors that the plan was made of."""
@@ -158,9 +176,15 @@ class Gatherer:
         """
         for index, e in forward.problems:
             self._problem(self.taps[index].name, repr(e))
-        sampled = any([r.sampled for r in forward.ranges])
+        ranges = forward.ranges
+        decoded = type(ranges) is Decoded
+        sampled = decoded or any([r.sampled for r in ranges])
         key = (forward.grid, len(forward.taken), sampled)
         plan = self._plans.get(key)
+        if decoded and plan is not None and plan.going is ranges.rows and ranges.current and plan.aim(forward.taken):
+            going = ranges.rows
+            self._recorder.run_step(ranges, going.address, plan.layouts, plan.where, plan.count)
+            return True
         addresses = None if plan is None else _fitting(plan, forward)
         if plan is None or addresses is None:
             plan = self._make(forward, sampled)
@@ -286,10 +310,17 @@ class Gatherer:
             raise CaptureError(f"a forward computes {len(ranges)} runs of tokens; at most {MAX_STEP_RANGES}")
         masks = [0] * len(ranges)
         first = 0
+        plan.going = None
         for bit, group in enumerate(groups):
             plan.choose(group, first, _select(group, forward, masks, bit))
             first += len(group.entries) if group.on_host else 0
         recorder = self._recorder
+        if plan.whole:
+            recorder.run_step(ranges, pack(ranges, masks), plan.layouts, plan.where, plan.count)
+            if type(ranges) is Decoded and plan.order is None and plan.lasting:
+                ranges.rows.mask(masks)
+                plan.going = ranges.rows
+            return
         recorder.begin_step(ranges, masks, plan.layouts)
         closing = set(range(len(groups)))  # layouts that must be aborted if something goes wrong
         try:

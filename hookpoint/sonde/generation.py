@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sonde.decoding import Decoded, Rows, rows_of
 from sonde.identity import Book, Naming, Track, clip, name_adapters, runs
 from sonde.step import Finish, Phase, Range, Unidentified
 
@@ -77,8 +78,10 @@ class Generation:
         self.prefilling = True
         self.full: torch.Tensor | None = None  # what the next forward was prepared from
         self.rows: list[Row] = []
-        self._step: list[Range] = []  # of the last forward
+        self._step: Sequence[Range] = []  # of the last forward
         self._number = -1
+        self._going: Rows | None = None  # what the last forward decoded; None: something else happened since
+        self._cache: Any = None  # that it was given
 
     # ---- before a forward ----
 
@@ -88,11 +91,36 @@ class Generation:
             self._open(given)
         if given.rows != len(self.rows):
             raise Unidentified(f"a forward of generate has {given.rows} rows instead of {len(self.rows)}")
+        self._going = None
         start, stop, drafts = self._columns(given)
         self._check(given, start)
         self._step = self._ranges(given, start, stop, 1 + drafts if stop >= self.length else 0)
         self.computed = stop
+        if given.columns == 1 and not self.prefilling and given.past is not None:
+            self._going = rows_of([row.track for row in self.rows if row.track is not None], self._step, start)
+            self._cache = given.cache
         return self._step
+
+    def decode(self, arguments: Mapping[str, Any]) -> Decoded | None:
+        """Name the rows of a forward of one more token for each row, as the last one was; None: ask `forward`.
+
+        It holds the tokens and the length of the same cache against what is expected, as `forward` does.
+        """
+        going, full, start = self._going, self.full, self.computed
+        ids = arguments.get("input_ids")
+        if going is None or full is None or type(ids) is not torch.Tensor or arguments.get("inputs_embeds") is not None:
+            return None
+        place, cache = start - self.shift, self._cache
+        if start + 1 != self.length or ids.shape != (len(self.rows), 1) or full.shape != (len(self.rows), place + 1):
+            return None
+        if cache is None or arguments.get("past_key_values") is not cache or cache.get_seq_length() != start:
+            return None
+        if ids.is_cpu and not torch.equal(ids, full.narrow(1, place, 1)):
+            return None
+        step = going.advance(start)
+        if step is not None:
+            self.full, self._step, self.computed = None, step, start + 1
+        return step
 
     def committed(self, step: int) -> None:
         """Learn the number of the step that has the ranges of the last forward."""
@@ -162,12 +190,12 @@ class Generation:
         if self.computed >= length:
             self._reject(length - 1 - self.prompts.columns)
         self.computed, self.length, self._step = length - 1, length, []  # also when the capture was disabled
-        flags = done.tolist()
+        flags, stopping = done.tolist(), self.book.recorder.stopping
         for r, row in enumerate(self.rows):
             track = row.track
             if track is None:
                 continue
-            if self.book.stopping(track):
+            if stopping(track.number):
                 flags[r] = done[r] = True
                 self._end(row, Finish.DETECTOR)
             elif flags[r]:
@@ -229,6 +257,7 @@ class Generation:
 
     def _end(self, row: Row, finish: Finish) -> None:
         if row.track is not None:
+            self._going = None
             self.book.end(row.track, finish, self.length - self.prompts.columns)
             row.track = None
 

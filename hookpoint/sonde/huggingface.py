@@ -10,7 +10,7 @@ import functools
 import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -80,10 +80,17 @@ class HuggingFace:
 
     # ---- forwards ----
 
-    def ranges(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Range] | None:
+    def ranges(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Range] | None:
         """Name the rows of the forward that begins. Raises Unidentified."""
         if module is not self._model:
             return None  # a copy of the model
+        local = self._local
+        call = local.calls[-1] if local.calls and not args else None
+        if call is not None and call.generation is not None:
+            step = call.generation.decode(kwargs)
+            if step is not None:
+                local.running = call.generation
+                return step
         try:
             with self._lock:
                 return self._ranges(args, kwargs)
@@ -120,14 +127,15 @@ class HuggingFace:
 
     def finished(self, module: Any, output: Any) -> None:
         """Learn that the forward ended and its step was committed."""
-        running, self._local.running = self._local.running, None
+        local = self._local
+        running, local.running = local.running, None
         if module is not self._model or running is None:
             return
+        if running is not self._forwards:
+            running.committed(self._book.recorder.last_step)  # of this thread alone
+            return
         with self._lock:
-            if running is self._forwards:
-                running.finished(output)
-            else:
-                running.committed(self._book.recorder.last_step)
+            running.finished(output)
 
     def _given(self, arguments: dict[str, Any]) -> Given:
         ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")

@@ -151,6 +151,7 @@ _CALLS = {
     "sonde_amend": [_P, _U64, c.POINTER(AmendRange), _U32],
     "sonde_begin_step": [_P, c.c_char_p, _U32, c.c_char_p, _U32, _P, _U32, c.POINTER(_U64)],
     "sonde_step_copy": [_P, _P, _U32],
+    "sonde_step_run": [_P, _P, _U32, c.c_char_p, _U32, _P, _U32, c.POINTER(_U64)],
     "sonde_step_abort": [_P, _U32],
     "sonde_commit_step": [_P],
     "sonde_device_open": [_P, c.POINTER(DeviceOptions), c.POINTER(_P)],

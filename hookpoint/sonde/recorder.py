@@ -226,16 +226,29 @@ class Recorder:
 
         masks: of each range, the bits of the layouts that have its rows. layouts: their numbers, as u32.
         """
-        pack, packed = _RANGE.pack, []
-        for r, mask in zip(ranges, masks, strict=True):
-            packed.append(pack(r.number, r.position, r.count, r.pass_, r.phase, r.sampled, 0, mask))
         if self.stoppable:
             self._note_lengths(ranges)
         status = self._lib.sonde_begin_step(
-            self._usable(), b"".join(packed), len(packed), layouts, len(layouts) // 4, None, 0, self._counter
+            self._usable(), pack(ranges, masks), len(ranges), layouts, len(layouts) // 4, None, 0, self._counter
         )
         if status:
             libsonde.check(status)
+
+    def run_step(
+        self, ranges: Sequence[Range], packed: int | bytes, layouts: bytes, copies: int, count: int
+    ) -> None:
+        """Make a whole step of rows in memory of the host: claim, copy, publish. Raises CaptureError.
+
+        packed: a sonde_range for each range, or where they are; see `pack`. copies: where `count` sonde_copy are.
+        """
+        if self.stoppable:
+            self._note_lengths(ranges)
+        status = self._lib.sonde_step_run(
+            self._usable(), packed, len(ranges), layouts, len(layouts) // 4, copies, count, self._counter
+        )
+        if status:
+            libsonde.check(status)
+        self._local.step = self._counter.value
 
     def copy(self, copies: int, count: int) -> None:
         """Copy rows into the open step, as `count` sonde_copy at an address say. Raises CaptureError: nothing was."""
@@ -344,11 +357,23 @@ class Recorder:
             self._settings.on_log(text)
 
 
+def pack(ranges: Sequence[Range], masks: Sequence[int]) -> bytes:
+    """Make a sonde_range of each range. masks: the bits of the layouts that have its rows."""
+    one = _RANGE.pack
+    return b"".join(
+        [one(r.number, r.position, r.count, r.pass_, r.phase, r.sampled, 0, m)
+         for r, m in zip(ranges, masks, strict=True)]
+    )  # fmt: skip
+
+
 def _text(value: str, what: str) -> bytes:
     """Encode a text for the library. Raises CaptureError for what it would cut or refuse."""
     if not isinstance(value, str):
         raise CaptureError(f"use {what} {value!r}: it must be a text")
-    out = value.encode("utf-8", "surrogatepass")
+    try:
+        out = value.encode()
+    except UnicodeEncodeError:  # half of a character, as os.fsdecode leaves it: no reader of the dataset takes it
+        raise CaptureError(f"use {what} {value[:40]!r}: it has no UTF-8 form") from None
     if len(out) > libsonde.MAX_TEXT or b"\0" in out:
         raise CaptureError(f"use {what} {value[:40]!r}: {len(out)} bytes; at most {libsonde.MAX_TEXT}, and none NUL")
     return out
