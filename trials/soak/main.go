@@ -153,14 +153,16 @@ func watch(ctx context.Context, o options, pipe *fleet.Pipeline) ([]*sample, err
 }
 
 // report judges every gauge, prints and draws them, and is an error when one is
-// not flat.
+// not flat, or has too few samples to tell. Those that could be judged are drawn all
+// the same, so that a short run shows something too.
 func report(dir string, samples []*sample) error {
 	var verdicts []verdict
-	var grown []string
+	var grown, unjudged []string
 	for _, g := range gauges {
 		v, err := judge(g, series(samples, g))
 		if err != nil {
-			return err
+			unjudged = append(unjudged, err.Error())
+			continue
 		}
 		verdicts = append(verdicts, v)
 		if !v.flat() {
@@ -172,11 +174,14 @@ func report(dir string, samples []*sample) error {
 		int(last.commits), last.totals.lakeFiles)
 	fmt.Printf("%s; %d samples, the second half is judged:\n", title, len(samples))
 	printTable(os.Stdout, verdicts)
-	if err := draw(dir, title, verdicts); err != nil {
+	if err := draw(dir, title, verdicts, unjudged); err != nil {
 		return err
 	}
 	if len(grown) > 0 {
 		return fmt.Errorf("not flat: %s; %s shows how", strings.Join(grown, ", "), filepath.Join(dir, "report.html"))
+	}
+	if len(unjudged) > 0 {
+		return fmt.Errorf("not everything was judged: %s", strings.Join(unjudged, "; "))
 	}
 	return nil
 }

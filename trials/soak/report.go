@@ -73,8 +73,8 @@ var page string
 
 var templates = template.Must(template.Must(template.New("svg").Parse(drawing)).New("html").Parse(page))
 
-// draw writes soak.svg, and report.html, which holds it.
-func draw(dir, title string, verdicts []verdict) error {
+// draw writes soak.svg, and report.html, which holds it and names what was not judged.
+func draw(dir, title string, verdicts []verdict, unjudged []string) error {
 	panels := make([]panel, len(verdicts))
 	flat := true
 	for i := range verdicts {
@@ -82,7 +82,7 @@ func draw(dir, title string, verdicts []verdict) error {
 		flat = flat && verdicts[i].flat()
 	}
 	var svg, html bytes.Buffer
-	data := map[string]any{"Title": title, "Panels": panels, "Flat": flat, "Width": 2 * panelWidth,
+	data := map[string]any{"Title": title, "Panels": panels, "Flat": flat, "Unjudged": unjudged, "Width": 2 * panelWidth,
 		"Height": (len(panels) + 1) / 2 * panelHeight, "PanelWidth": panelWidth - plotLeft,
 		"PanelHeight": panelHeight - plotLeft, "PlotWidth": plotWidth, "PlotHeight": plotHeight}
 	if err := templates.ExecuteTemplate(&svg, "svg", data); err != nil {

@@ -203,8 +203,17 @@ func TestTheReportNamesWhatGrows(t *testing.T) {
 	delete(samples[0].values, "journal")
 	for _, s := range samples {
 		delete(s.values, "lake: files per commit")
+		s.values["run: open files"] = 10
 	}
 	if err := report(dir, samples); err == nil || !strings.Contains(err.Error(), "lake: files per commit: 0 samples") {
 		t.Errorf("a gauge without samples: %v", err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "report.html"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if page := string(text); !strings.Contains(page, "too short to tell") || !strings.Contains(page, "0 samples") ||
+		strings.Count(page, "<polyline") != len(gauges)-1 {
+		t.Errorf("the page of a run that was too short claims more than it knows:\n%s", page)
 	}
 }
