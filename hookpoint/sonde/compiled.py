@@ -33,6 +33,7 @@ class Target(Protocol):
 
 _targets: weakref.WeakValueDictionary[int, Target] = weakref.WeakValueDictionary()
 _lock, _last = threading.Lock(), [0]
+_before: list[bool] = []  # what the compiler did about hooks before the first capture
 
 UNKNOWN = -2  # length of a recurrent cache; -1: there is no cache
 
@@ -54,12 +55,31 @@ def register(target: Target) -> int:
     with _lock:
         _last[0] += 1
         _targets[_last[0]] = target
+        _see_hooks(True)
         return _last[0]
 
 
 def forget(handle: int) -> None:
     """Let the operations of a handle do nothing from now on."""
-    _targets.pop(handle, None)
+    with _lock:
+        _targets.pop(handle, None)
+        if not _targets:
+            _see_hooks(False)
+
+
+def _see_hooks(on: bool) -> None:
+    """Have the compiler look whether modules have hooks before it runs code that it made of modules without.
+
+    By default it does not: a model that is attached would run what was compiled for another one of its class, and
+    nothing of it would be captured.
+    """
+    import torch._dynamo.config as config  # takes a second, where it was not loaded yet
+
+    if on and not _before:
+        _before.append(config.skip_nnmodule_hook_guards)
+        config.skip_nnmodule_hook_guards = False
+    elif not on and _before:
+        config.skip_nnmodule_hook_guards = _before.pop()
 
 
 def _begin(given: list[torch.Tensor], names: str, past: int, token: torch.Tensor, handle: int) -> None:

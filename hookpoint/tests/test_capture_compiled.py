@@ -165,3 +165,21 @@ def test_training_through_a_compiled_model_has_the_same_gradients(attach: Callab
     for p, q in zip(model.parameters(), untouched.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
     assert (capture.stats().forwards, capture.stats().problems) == (1, {})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", ["plain", "attached"])
+def test_another_model_of_the_class_that_is_compiled_too_changes_nothing(attach: Any, first: str) -> None:
+    """They share code, and the compiler would run what it made for the one without hooks for the other, too."""
+    before = torch._dynamo.config.skip_nnmodule_hook_guards
+    models = {"plain": Layers(), "attached": Layers()}
+    capture = attach(models["attached"])
+    runs = {name: compiled(m) for name, m in models.items()}
+    order = [first, *(name for name in models if name != first)]
+    for _ in range(2):
+        for name in order:
+            runs[name](X)
+    stats = capture.stats()
+    assert stats.forwards == 2 and stats.problems == {}
+    capture.detach(0)
+    assert torch._dynamo.config.skip_nnmodule_hook_guards == before
