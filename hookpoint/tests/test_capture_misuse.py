@@ -234,32 +234,6 @@ def test_an_empty_batch_and_zero_columns_are_no_tokens(attach: Callable[..., Cap
     clean(capture.stats(), 0)
 
 
-def test_a_list_of_requests_of_the_wrong_length_stores_nothing(attach: Callable[..., Capture]) -> None:
-    model = Layers()
-    capture = attach(model, requests=["only one"])
-    same(model, Layers(), X)
-    stats = capture.stats()
-    assert (stats.forwards, stats.unidentified, stats.captured_rows) == (0, 1, 0)
-    assert "names 1 prompts and the call has 2" in next(iter(stats.problems))
-
-
-def test_the_same_id_twice_is_two_sequences(attach: Callable[..., Capture]) -> None:
-    model = Layers()
-    capture = attach(model, requests=["same", "same"])
-    same(model, Layers(), X)
-    clean(capture.stats(), 1)
-    assert capture.stats().captured_rows == 30
-
-
-@pytest.mark.parametrize("labels", [{"key": "v" * 5000}, {"k": "\0"}, {str(i): "" for i in range(65)}, {"k": 7}])
-def test_enormous_and_odd_labels_store_nothing(attach: Callable[..., Capture], labels: dict[str, Any]) -> None:
-    model = Layers()
-    capture = attach(model, labels=labels)
-    same(model, Layers(), X)
-    stats = capture.stats()
-    assert stats.forwards == 0 and stats.unidentified == 1 and stats.problems
-
-
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_every_grad_mode(attach: Callable[..., Capture], mode: Callable[[], Any]) -> None:
     model = Layers()
