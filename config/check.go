@@ -175,19 +175,20 @@ func (w *walk) address(path, value string) {
 	}
 }
 
-// ownFolders refuses two keys that name one folder: each cleans and bounds its own.
+// ownFolders refuses a dataset or a bus in the folder of something else: each takes
+// what lies there for its own. The two dead-letter folders may be one.
 func (w *walk) ownFolders(c Config) {
-	seen := map[string]string{}
-	for _, f := range []struct{ key, dir string }{
-		{"bus.embedded.store_dir", c.Bus.Embedded.StoreDir},
-		{"agent.dead_letter.dir", c.Agent.DeadLetter.Dir},
-		{"materializer.lake", c.Materializer.Lake},
-		{"materializer.dead_letter_dir", c.Materializer.DeadLetterDir},
-	} {
-		dir := filepath.Clean(f.dir)
-		if other := seen[dir]; other != "" {
-			w.wrong(f.key, "the folder of "+other+" too; write another one")
+	store, lake := filepath.Clean(c.Bus.Embedded.StoreDir), filepath.Clean(c.Materializer.Lake)
+	if lake == store {
+		w.wrong("materializer.lake", "the folder of bus.embedded.store_dir too; write another one")
+	}
+	for key, dir := range map[string]string{"agent.dead_letter.dir": c.Agent.DeadLetter.Dir,
+		"materializer.dead_letter_dir": c.Materializer.DeadLetterDir} {
+		switch filepath.Clean(dir) {
+		case lake:
+			w.wrong(key, "the folder of materializer.lake too; write another one")
+		case store:
+			w.wrong(key, "the folder of bus.embedded.store_dir too; write another one")
 		}
-		seen[dir] = f.key
 	}
 }
