@@ -113,6 +113,7 @@ class Sonde(Arm):
         """hooks: of each layer."""
         super().__init__(bench, name, record)
         self._slots: rig.Slots
+        self._enabled = enabled
 
         def identity(recorder: Any) -> rig.Slots:
             self._slots = rig.Slots(recorder, bench.batch, PAST)
@@ -145,6 +146,8 @@ class Sonde(Arm):
         """Detach."""
         stats, rings = self.capture.stats(), self.capture._gatherer.devices.stats()
         self.capture.detach(5)
+        if (stats.captured_rows > 0) != self._enabled:
+            raise SystemExit(f"{self.name}: {stats.captured_rows} rows were captured: {stats}")
         return {"captured_rows": stats.captured_rows, "dropped": stats.dropped_rows, "aborted": stats.aborted_rows,
                 "problems": stats.problems, "lifted": sum(r.lifted for r in rings),
                 "ring_full": sum(r.full for r in rings), "lifted_bytes": sum(r.bytes for r in rings)}  # fmt: skip
@@ -247,7 +250,7 @@ def run(results: rig.Results, layers: int, seed: int, batches: list[int]) -> Non
 
 @torch.no_grad()
 def run_compiled(results: rig.Results, layers: int, seed: int, batch: int) -> None:
-    """Part 4: torch.compile(mode="reduce-overhead"). Each arm is compiled once."""
+    """Part 4: torch.compile(mode="reduce-overhead"). Arms with hooks are compiled once each; `off again` shares `off`."""
     name = f"cost: reduce-overhead, batch {batch}"
     if results.has(name):
         return
