@@ -250,7 +250,7 @@ def run(results: rig.Results, layers: int, seed: int, batches: list[int]) -> Non
 
 @torch.no_grad()
 def run_compiled(results: rig.Results, layers: int, seed: int, batch: int) -> None:
-    """Part 4: torch.compile(mode="reduce-overhead"). Arms with hooks are compiled once each; `off again` shares `off`."""
+    """Part 4: torch.compile(mode="reduce-overhead"). Arms with hooks are compiled once; `off again` shares `off`."""
     name = f"cost: reduce-overhead, batch {batch}"
     if results.has(name):
         return
