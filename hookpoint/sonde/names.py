@@ -55,7 +55,7 @@ class Catalogue:
         """Look at the modules of the model; nothing is run."""
         self.modules = dict(model.named_modules())
         self.config = _text_config(model)
-        self.family, self.layers = _recognise(self.modules)
+        self.family, self.layers = _recognise(self.modules, _decoder(model))
         self.taps: dict[str, Tap] = {t.name: t for t in self._find()}
 
     def choose(self, patterns: Sequence[str]) -> list[Tap]:
@@ -234,9 +234,19 @@ def _text_config(model: nn.Module) -> object:
     return None
 
 
-def _recognise(modules: dict[str, nn.Module]) -> tuple[Family | None, list[str]]:
-    """Find the family, and the paths of the layers in order."""
-    for path, module in modules.items():
+def _decoder(model: nn.Module) -> nn.Module | None:
+    """Find the part of a model of transformers that works on text."""
+    find = getattr(model, "get_decoder", None)
+    try:
+        return find() if callable(find) else None
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _recognise(modules: dict[str, nn.Module], decoder: nn.Module | None) -> tuple[Family | None, list[str]]:
+    """Find the family, and the paths of the layers in order: those of text before those of images."""
+    inside = set() if decoder is None else {id(m) for m in decoder.modules()}
+    for path, module in sorted(modules.items(), key=lambda item: id(item[1]) not in inside):
         if not isinstance(module, nn.ModuleList) or not len(module):
             continue
         for family in FAMILIES:

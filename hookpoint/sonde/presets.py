@@ -84,7 +84,7 @@ _LLAMA_LAYER = {
 }
 _LLAMA_MODEL = {
     "embed": (Spot("embed_tokens"),),
-    "ln_final": (Spot("norm"), Spot("final_layernorm")),
+    "ln_final": (Spot("norm"), Spot("final_layernorm"), Spot("final_layer_norm")),
 }
 _OUT = ("self_attn.o_proj", "self_attn.dense", "self_attn.out_proj")
 

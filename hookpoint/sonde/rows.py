@@ -88,7 +88,7 @@ def grid_of(parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[st
     first = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
     for x in (named.get("input_ids"), named.get("inputs_embeds"), first):
         if isinstance(x, torch.Tensor) and x.dim() > 0:
-            one = x.dim() == 1 or x.dim() == 2 and x.is_floating_point()
+            one = x.dim() == 1 or x.dim() == 2 and x.is_floating_point() or x.dim() > 3  # images have no tokens
             batch, seq = (x.shape[0], 1) if one else x.shape[:2]
             return grid(batch, seq, _kept(kept, seq))
     raise Unidentified("no tensor with a batch was given to the model")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import transformers
 from capture_rig import FAMILIES, PlainHooks, Rig, all_taps, batch, expected, make_model, make_rig
 from torch import nn
 
@@ -161,3 +162,37 @@ def test_states_of_an_lstm_have_no_rows_and_packed_tokens_are_left_out(rig: Rig)
     with sonde.attach(model, ["lstm:output.0", "lstm:input"], socket=rig.socket, requests=REQUESTS) as capture:
         model(x)
     assert rig.rows(capture) == {} and capture.stats().captured_rows == 0
+
+
+@torch.no_grad()
+def test_an_image_is_one_row_whatever_its_channels(rig: Rig) -> None:
+    config = transformers.ViTConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                                    image_size=28, patch_size=14)  # fmt: skip
+    model, images = transformers.ViTModel(config).eval(), torch.ones(3, 3, 28, 28)
+    want = model(images, output_hidden_states=True).hidden_states[1]
+    with sonde.attach(model, ["layers.0"], socket=rig.socket, requests=REQUESTS) as capture:
+        model(images)
+    assert capture.stats().problems == {}
+    assert rig.rows(capture) == {(r, "layers.0:output", 0, 0): held(want[i]) for i, r in enumerate(REQUESTS)}
+
+
+def test_standard_names_are_of_the_text_in_a_model_that_sees(rig: Rig) -> None:
+    vision = transformers.CLIPVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+                                           num_attention_heads=4, image_size=28, patch_size=14)  # fmt: skip
+    config = transformers.LlavaConfig(vision_config=vision, text_config=make_model("Llama").config)
+    model = transformers.LlavaForConditionalGeneration(config)
+    paths = {t.path for t in all_taps(model) if t.hook == "resid_post"}
+    assert paths == {"model.language_model.layers.0", "model.language_model.layers.1"}
+
+
+@torch.no_grad()
+def test_the_last_hidden_state_of_opt_is_its_final_norm(rig: Rig) -> None:
+    config = transformers.OPTConfig(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+                                    vocab_size=97, word_embed_proj_dim=32)  # fmt: skip
+    model, inputs = transformers.OPTForCausalLM(config).eval(), batch()
+    want = model(**inputs, output_hidden_states=True).hidden_states
+    with sonde.attach(model, ["hidden_states.*"], socket=rig.socket, requests=REQUESTS, token_ids=False) as capture:
+        model(**inputs)
+    stored = rig.rows(capture)
+    for i, hook in enumerate([("resid_pre", 0), ("resid_post", 0), ("ln_final", -1)]):
+        assert stored[("a", *hook, 2)] == held(want[i][0, 2])
