@@ -1,6 +1,7 @@
-"""Compiles libsonde into the package where a C++ compiler and the source tree are; without them it installs all the same.
+"""Compiles libsonde into the package where a C++ compiler and the source tree are.
 
-`sonde.attach` then says what is missing. Reading what was captured needs no library.
+Without them the package installs all the same; `sonde.attach` then says what is missing.
+Reading what was captured needs no library.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import sys_tags
 
+# In a folder of its own: beside libsonde.py, Python would import it as the module of that name.
+TARGET = "sonde/native/libsonde.so"
+
 
 class CustomBuildHook(BuildHookInterface):
     """Runs before a wheel is packed."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Put build/cuda/libsonde.so beside the Python files; the wheel is then of this platform."""
+        """Put build/cuda/libsonde.so into the package; the wheel is then of this platform."""
         source = Path(self.root).parent / "cuda"
         missing = [tool for tool in ("make", "g++") if shutil.which(tool) is None]
         if missing or not (source / "Makefile").exists() or not sys.platform.startswith("linux"):
@@ -28,6 +32,6 @@ class CustomBuildHook(BuildHookInterface):
         done = subprocess.run(["make", "-s", "-C", str(source), "all"], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"sonde: libsonde was not compiled:\n{done.stderr[-2000:]}")
-        build_data["force_include"][str(source.parent / "build" / "cuda" / "libsonde.so")] = "sonde/libsonde.so"
+        build_data["force_include"][str(source.parent / "build" / "cuda" / "libsonde.so")] = TARGET
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{next(sys_tags()).platform}"

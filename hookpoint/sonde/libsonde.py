@@ -176,7 +176,7 @@ class LibraryFailure(CaptureError):
 def places() -> list[Path]:
     """List where the library is looked for."""
     here = Path(__file__).resolve().parent
-    out = [here / "libsonde.so", here.parents[1] / "build" / "cuda" / "libsonde.so"]
+    out = [here / "native" / "libsonde.so", here.parents[1] / "build" / "cuda" / "libsonde.so"]
     named = os.environ.get("SONDE_LIBRARY")
     return [Path(named)] if named else out
 

@@ -11,7 +11,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -36,12 +35,9 @@ func main() {
 }
 
 func run(ctx context.Context, seed uint64, rows int, dir, binary string) error {
-	dir, err := filepath.Abs(dir)
+	dir, err := fleet.EmptyFolder(dir)
 	if err != nil {
 		return err
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("empty %s: %w", dir, err)
 	}
 	// 40 blocks of 16 tokens hold a quarter of what 24 sequences want. The delay keeps
 	// the engine at a pace that the rest of the pipeline holds on two cores.

@@ -67,12 +67,9 @@ func main() {
 }
 
 func run(ctx context.Context, o options) error {
-	dir, err := filepath.Abs(o.dir)
+	dir, err := fleet.EmptyFolder(o.dir)
 	if err != nil {
 		return err
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("empty %s: %w", dir, err)
 	}
 	bundle, err := writeDetector(dir)
 	if err != nil {

@@ -37,12 +37,9 @@ func main() {
 const sequences = 16
 
 func run(ctx context.Context, dir, binary string) error {
-	dir, err := filepath.Abs(dir)
+	dir, err := fleet.EmptyFolder(dir)
 	if err != nil {
 		return err
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("empty %s: %w", dir, err)
 	}
 	stepLog := filepath.Join(dir, "steps.log")
 	// The delay stands for the time that a step spends on an accelerator: without it

@@ -11,7 +11,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -36,12 +35,9 @@ func main() {
 }
 
 func run(ctx context.Context, seed uint64, kills int, dir, binary string) error {
-	dir, err := filepath.Abs(dir)
+	dir, err := fleet.EmptyFolder(dir)
 	if err != nil {
 		return err
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("empty %s: %w", dir, err)
 	}
 	// Hooks of every kind: scalars, vectors, rows of growing length, sampled rows.
 	pipe, err := fleet.NewPipeline(fleet.Options{Binary: binary, Dir: dir, CommitMS: 200, EngineArgs: []string{
