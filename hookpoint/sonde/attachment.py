@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sonde import compiled
+from sonde import compiled, libsonde
 from sonde.arguments import check_naming, check_options
 from sonde.calls import Calls
 from sonde.errors import AlreadyAttached, CaptureError, LakeError
@@ -127,7 +127,7 @@ class Capture:
         return self._enabled and not self._detached
 
     @contextlib.contextmanager
-    def request(self, *ids: str, **naming: Any) -> Iterator[None]:
+    def request(self, *ids: str | None, **naming: Any) -> Iterator[None]:
         """Name the rows of the calls inside the block, on this thread: one id for each prompt of the batch.
 
         tenant, adapter, labels, opt_in and trace_parent may be given, too; what is not given is that of `attach`.
@@ -165,7 +165,7 @@ class Capture:
         return self._last_stats or self._read_stats()
 
     def _read_stats(self) -> Stats:
-        ring = self.recorder.stats()
+        ring = libsonde.Stats() if self.recorder.forked else self.recorder.stats()
         dropped = {reason: n for reason, n in zip(REASONS, ring.dropped_rows, strict=True) if n}
         with self._lock:
             n = self._counts
@@ -191,7 +191,7 @@ class Capture:
         if not self.recorder.forked:
             self._finish(timeout)
         left = self.recorder.close(timeout)
-        if left and timeout > 0:
+        if left and timeout > 0 and not self.recorder.forked:
             log.warning("%s", left)
 
     def _finish(self, timeout: float) -> None:
@@ -280,7 +280,8 @@ class Capture:
             with self._lock:
                 self._counts.raised += 1
             return
-        forward.taken += ((i, x, None) for i, x in taken)
+        if taken:
+            forward.taken += ((i, x, None) for i, x in taken)
         if self.recordings.current is not None:
             self.recordings.current.take(self.record, forward)
             return
