@@ -121,8 +121,14 @@ class OutputHook(_Hook):
             self.trace(first_tensor(output, self.part))
             return
         forward = self.current.forward
-        if forward is not None:
-            self.take(forward, output if self.whole and type(output) is _TENSOR else first_tensor(output, self.part))
+        if forward is None:
+            return
+        if not (self.whole and type(output) is _TENSOR):
+            output = first_tensor(output, self.part)
+        elif not self.early and not output.is_inference():  # the way of nearly all, as `take` goes it
+            forward.taken.append((self.index, output, output._version))
+            return
+        self.take(forward, output)
 
 
 class InputHook(_Hook):
