@@ -178,7 +178,7 @@ bench-ring: ## section a of the page: ring to Arrow bytes, as ratios to memcpy a
 
 bench-hookpoint: build libsonde ## what HookPoints add to a decode step of a Hugging Face model on the CPU, beside plain hooks
 	$(MAKE) --no-print-directory .venv/ready >build/python.log 2>&1
-	.venv/bin/python hookpoint/bench/cost.py
+	PYTHONPATH=hookpoint .venv/bin/python hookpoint/bench/cost.py
 
 bench-gpu: ## HookPoints on a GPU: PART=1 fidelity, 2 decode step, 3 with the dataset, 4 torch.compile; needs one, and PyTorch
 	$(GPU_PYTHON) bench/gpu/run.py --part $(PART) $(ARGS)
