@@ -69,7 +69,7 @@ func TestHooksRefusesWhatIsWrong(t *testing.T) {
 		"nearest: resid_post":           {good, "--hooks", "resid_pots"},
 		"is -1; want 0 or more":         {good, "--tokens-per-second", "-1"},
 		"more than can be counted":      {good, "--tokens-per-second", "9223372036854775807"},
-		"write sonde hooks CONFIG_JSON":  {},
+		"write sonde hooks CONFIG_JSON": {},
 		"read configuration: read /":    {"/"},
 		"unknown flag: --token-per-sec": {good, "--token-per-sec", "5"},
 	} {
