@@ -70,7 +70,7 @@ type sizes struct {
 }
 
 func fullSizes() sizes {
-	return sizes{wireBytes: 96 << 20, growBytes: 64 << 20, lakeBytes: 24 << 20, verdictFor: 8 * time.Second, fillSteps: 64,
+	return sizes{wireBytes: 192 << 20, growBytes: 64 << 20, lakeBytes: 24 << 20, verdictFor: 8 * time.Second, fillSteps: 64,
 		messageBytes: []int{64 << 10, 1 << 20}}
 }
 
