@@ -22,7 +22,7 @@ import (
 
 const help = `Measure each part of Sonde against something bare that does the same work, and print one page.
 
-  make bench                       all of it, in about six minutes on two cores
+  make bench                       all of it, in about seven minutes on two cores
   go run ./trials/bench -only c    one section; -only ab two of them
   go run ./trials/bench -runs 15   more rounds: narrower ranges
 
@@ -70,8 +70,8 @@ type sizes struct {
 }
 
 func fullSizes() sizes {
-	return sizes{wireBytes: 192 << 20, growBytes: 64 << 20, lakeBytes: 24 << 20, verdictFor: 8 * time.Second, fillSteps: 64,
-		messageBytes: []int{64 << 10, 1 << 20}}
+	return sizes{wireBytes: 192 << 20, growBytes: 64 << 20, lakeBytes: 24 << 20, verdictFor: 8 * time.Second,
+		fillSteps: 64, messageBytes: []int{64 << 10, 1 << 20}}
 }
 
 // parts are the sections by their letter; e is shown by what b measures.
