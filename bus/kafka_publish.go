@@ -53,6 +53,7 @@ type kafkaEntry struct {
 type kafkaBatch struct {
 	entries []*kafkaEntry
 	bytes   []byte
+	failed  bool // an attempt failed: on its connection something may read bytes still
 }
 
 func newKafkaPublisher(k *Kafka) *kafkaPublisher {
@@ -296,6 +297,7 @@ func (p *kafkaPublisher) send(b *kafkaBatch) {
 			p.giveUp(b.entries[0], fmt.Errorf("publish %d bytes to %s: %w: %w", len(m.Data), m.Subject, ErrRefused, err))
 			return
 		}
+		b.failed = true
 		r.failed(err, len(b.entries))
 	}
 }
@@ -326,8 +328,10 @@ func (p *kafkaPublisher) acknowledged(b *kafkaBatch, offset int64) {
 	p.mu.Lock()
 	p.drop()
 	p.mu.Unlock()
-	// The broker answered, so that nothing reads the batch any more. After a lost
-	// answer something may.
+	if b.failed {
+		return
+	}
+	// The broker answered the only attempt, so that nothing reads the batch any more.
 	select {
 	case p.buffers <- b.bytes:
 	default:
