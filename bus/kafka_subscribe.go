@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 
 	kafka "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
@@ -19,15 +18,12 @@ const lostEndChecks = 5
 type kafkaSubscription struct {
 	k       *Kafka
 	filters []string
-	next    uint64          // position wanted; 0 and FromNew until the topic was seen; of the reading goroutine
-	ctx     context.Context // ends with Close
-	cancel  context.CancelFunc
-	chunks  chan kafkaChunk
-	ready   []Delivery // of the user's goroutine, as err is
-	err     error      // final
-
-	mu          sync.Mutex // a leaf
-	incarnation string     // "" until the topic was seen
+	place
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	chunks chan kafkaChunk
+	ready  []Delivery // of the user's goroutine, as err is
+	err    error      // final
 }
 
 // kafkaChunk is what one answer brought, or why there will be no more.
@@ -38,7 +34,7 @@ type kafkaChunk struct {
 
 // Subscribe implements Bus. Filters are applied here: everything is read.
 func (k *Kafka) Subscribe(ctx context.Context, o SubscribeOptions) (Subscription, error) {
-	s := &kafkaSubscription{k: k, filters: o.Filters, next: o.From, incarnation: o.Incarnation,
+	s := &kafkaSubscription{k: k, filters: o.Filters, place: place{next: o.From, incarnation: o.Incarnation},
 		chunks: make(chan kafkaChunk, 1)}
 	s.ctx, s.cancel = context.WithCancel(k.ctx)
 	if o.From == FromNew || o.Incarnation == "" {
@@ -55,27 +51,6 @@ func (k *Kafka) Subscribe(ctx context.Context, o SubscribeOptions) (Subscription
 	k.mu.Unlock()
 	k.workers.Go(s.run)
 	return s, nil
-}
-
-func (s *kafkaSubscription) resolve(info StreamInfo) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.incarnation == "" {
-		s.incarnation = info.Incarnation
-	}
-	switch s.next {
-	case 0:
-		s.next = info.First
-	case FromNew:
-		s.next = info.Last + 1
-	}
-}
-
-// belongs reports whether the subscription belongs to an incarnation.
-func (s *kafkaSubscription) belongs(incarnation string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.incarnation == "" || s.incarnation == incarnation
 }
 
 // Next implements Subscription.

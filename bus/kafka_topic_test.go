@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -189,28 +187,10 @@ func TestKafkaProbeAndLookerOnMakeNoTopic(t *testing.T) {
 
 // A broker that says nothing for a while may have stored anything of what was sent.
 func TestSilentKafkaLosesAndDisordersNothing(t *testing.T) {
-	rng := random(t)
 	k := kafkaBroker(t)
 	b := k.open(t, 0).(*bus.Kafka)
 	bus.SetPatience(b, 100*time.Millisecond)
-	p := newPublisher(b, "p", 2000)
-	const messages = 2000
-	var publishing sync.WaitGroup
-	publishing.Go(func() {
-		for i := range messages {
-			if err := p.publish(deadline(t), i); err != nil {
-				t.Error(err)
-			}
-		}
-	})
-	for range 3 {
-		time.Sleep(time.Duration(rng.IntN(40)) * time.Millisecond)
-		k.signal(t, syscall.SIGSTOP)
-		time.Sleep(time.Duration(300+rng.IntN(200)) * time.Millisecond)
-		k.signal(t, syscall.SIGCONT)
-	}
-	publishing.Wait()
-	p.check(t, messages)
+	publishThroughSilence(t, k, b, 2000)
 }
 
 // Messages of others in the topic are no reason to stop, nor a loss.

@@ -79,12 +79,18 @@ func TestMessagesSurviveTheServer(t *testing.T) {
 
 // A broker that says nothing for a while may have stored anything of what was sent.
 func TestSilentBrokerLosesAndDisordersNothing(t *testing.T) {
-	rng := random(t)
 	k := processBroker(t)
 	b := k.open(t, 0).(*bus.NATS)
 	bus.SetAnswerTimeout(b, 30*time.Millisecond)
+	publishThroughSilence(t, k, b, 300)
+}
+
+// publishThroughSilence stops the broker three times while it publishes, and checks
+// what is stored.
+func publishThroughSilence(t *testing.T, k *broker, b bus.Bus, messages int) {
+	t.Helper()
+	rng := random(t)
 	p := newPublisher(b, "p", 2000)
-	const messages = 300
 	var publishing sync.WaitGroup
 	publishing.Go(func() {
 		for i := range messages {

@@ -70,12 +70,7 @@ func newPublisher(n *NATS) *publisher {
 		room: make(chan struct{}), limit: maxWindowMessages}
 }
 
-func (p *publisher) wake() {
-	select {
-	case p.signal <- struct{}{}:
-	default:
-	}
-}
+func (p *publisher) wake() { wake(p.signal) }
 
 // publish puts a message into the window, and waits until it fits.
 func (p *publisher) publish(ctx context.Context, m Message, done func(uint64, error)) error {

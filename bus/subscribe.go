@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -33,7 +32,7 @@ type subscription struct {
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 
-	next        uint64 // position wanted; 0 and FromNew until the stream was seen
+	place
 	idle        time.Duration
 	skippedTo   atomic.Uint64 // where next last moved on over messages of others
 	consumer    jetstream.Consumer
@@ -41,16 +40,13 @@ type subscription struct {
 	stop        func() // forgets the end of the connection
 	consumerSeq uint64 // of the last message of this consumer
 	err         error  // final
-
-	mu          sync.Mutex // a leaf
-	incarnation string     // "" until the stream was seen
 }
 
 // Subscribe implements Bus. With filters, a Trim that overtakes a running reader
 // is noticed only when the reader has to start a new consumer, and may then be told
 // although it took only messages of others.
 func (n *NATS) Subscribe(ctx context.Context, o SubscribeOptions) (Subscription, error) {
-	s := &subscription{n: n, filters: o.Filters, next: o.From, incarnation: o.Incarnation, idle: idleCheck}
+	s := &subscription{n: n, filters: o.Filters, place: place{next: o.From, incarnation: o.Incarnation}, idle: idleCheck}
 	if !overlap(o.Filters) { // the broker takes no filters that overlap
 		s.atNATS = o.Filters
 	}
@@ -68,27 +64,6 @@ func (n *NATS) Subscribe(ctx context.Context, o SubscribeOptions) (Subscription,
 	n.subscriptions[s] = true
 	n.mu.Unlock()
 	return s, nil
-}
-
-func (s *subscription) resolve(info StreamInfo) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.incarnation == "" {
-		s.incarnation = info.Incarnation
-	}
-	switch s.next {
-	case 0:
-		s.next = info.First
-	case FromNew:
-		s.next = info.Last + 1
-	}
-}
-
-// belongs reports whether the subscription belongs to an incarnation.
-func (s *subscription) belongs(incarnation string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.incarnation == "" || s.incarnation == incarnation
 }
 
 // Next implements Subscription.

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"encoding/json"
 	"errors"
 	"flag"
 	"os"
@@ -201,18 +200,7 @@ func TestEveryKeyIsExplained(t *testing.T) {
 
 // The schema must let every valid example pass and know every key; editors do the rest.
 func TestTheSchemaKnowsEveryKey(t *testing.T) {
-	page, err := os.ReadFile("../CONFIG.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := JSONSchema(string(page))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var schema map[string]any
-	if err := json.Unmarshal(text, &schema); err != nil {
-		t.Fatal(err)
-	}
+	schema := readSchema(t)
 	for _, key := range Keys() {
 		at := schema
 		for _, part := range strings.Split(key, ".") {

@@ -11,6 +11,8 @@ import (
 	"unicode"
 
 	"github.com/goccy/go-yaml/ast"
+
+	"sonde/spelling"
 )
 
 // walk compares a parsed file with the Config type: every key must be known,
@@ -264,9 +266,9 @@ func nearestKeys(word string) []string {
 	}
 	var near []scored
 	for _, key := range Keys() {
-		best := distance(word, key)
+		best := spelling.Distance(word, key)
 		for end := key; end != ""; _, end, _ = strings.Cut(end, ".") {
-			best = min(best, distance(word, end))
+			best = min(best, spelling.Distance(word, end))
 		}
 		if best < len(word)/3+2 {
 			near = append(near, scored{key, best})
@@ -285,31 +287,11 @@ func nearestKeys(word string) []string {
 func nearest(word string, candidates []string) string {
 	best, bestDistance := "", len(word)/3+2
 	for _, c := range candidates {
-		if d := distance(word, c); d < bestDistance {
+		if d := spelling.Distance(word, c); d < bestDistance {
 			best, bestDistance = c, d
 		}
 	}
 	return best
-}
-
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 func pairsOf(node ast.Node) ([]*ast.MappingValueNode, bool) {

@@ -6,6 +6,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"sonde/spelling"
 )
 
 // spellings are the names of TransformerLens and others, by our names.
@@ -61,37 +63,18 @@ func Choose(hooks []Hook, patterns []string) ([]Hook, error) {
 	return out, nil
 }
 
-// nearest lists the three hooks whose names differ least from one.
+// nearest lists the three hooks whose names differ least from one. Long names are cut.
 func nearest(name string, hooks []Hook) []string {
 	hook, _, _ := strings.Cut(name, ".")
+	hook = hook[:min(len(hook), 64)]
 	var names []string
 	for _, h := range hooks {
 		if !slices.Contains(names, h.Hook) {
 			names = append(names, h.Hook)
 		}
 	}
-	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(distance(hook, a), distance(hook, b)) })
+	slices.SortStableFunc(names, func(a, b string) int {
+		return cmp.Compare(spelling.Distance(hook, a), spelling.Distance(hook, b))
+	})
 	return names[:min(3, len(names))]
-}
-
-// distance counts the letters to insert, remove or change. Long names are cut.
-func distance(a, b string) int {
-	a = a[:min(len(a), 64)]
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, diagonal+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }

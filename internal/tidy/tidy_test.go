@@ -33,9 +33,10 @@ var layers = map[string][]string{
 	"catalogue":              {}, // names of metrics and checks, for all who show them
 	"schema":                 {"ring2"},
 	"bus":                    {"catalogue"},
-	"config":                 {},
+	"spelling":               {},
+	"config":                 {"spelling"},
 	"safetensors":            {},
-	"modelconfig":            {},
+	"modelconfig":            {"spelling"},
 	"engine":                 {"engine", "ring2", "dot", "safetensors", "catalogue"},
 	"lakehouse":              {"schema", "safetensors"},
 	"recording":              {"ring2"},

@@ -95,7 +95,7 @@ type verdicts struct {
 }
 
 func (v *verdicts) start(ctx context.Context) error {
-	address, err := freeAddress()
+	address, err := fleet.FreeAddress()
 	if err != nil {
 		return err
 	}
@@ -133,7 +133,7 @@ func await(ctx context.Context, url string, p *fleet.Process) error {
 
 // measure runs an engine under a load for a while.
 func (v *verdicts) measure(ctx context.Context, l engineLoad) (*latencies, error) {
-	address, err := freeAddress()
+	address, err := fleet.FreeAddress()
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -51,7 +50,7 @@ func (b *bench) newWire(ctx context.Context, sync string, batchBytes int) (w *wi
 	if err != nil {
 		return nil, err
 	}
-	address, err := freeAddress()
+	address, err := fleet.FreeAddress()
 	if err != nil {
 		return nil, err
 	}
@@ -80,14 +79,6 @@ func (b *bench) newWire(ctx context.Context, sync string, batchBytes int) (w *wi
 // folder breaks.
 func socketPath() string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("sonde-bench-%d.sock", os.Getpid()))
-}
-
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("find a free port: %w", err)
-	}
-	return l.Addr().String(), l.Close()
 }
 
 // startTimeout is how long broker and agent may take to start.

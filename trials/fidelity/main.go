@@ -134,25 +134,10 @@ func printProvocations(m map[string]float64) (missing int) {
 
 // judge lets the pipeline come to rest, and compares every row.
 func judge(ctx context.Context, pipe *fleet.Pipeline, rows int) error {
-	if err := pipe.Engine.Stop(60 * time.Second); err != nil {
-		return err
-	}
-	account, err := oracle.AwaitRest(ctx, pipe.Lake, pipe.Witness, 3*time.Minute)
+	account, laws, err := oracle.Settle(ctx, pipe)
 	if err != nil {
 		return err
 	}
-	metrics, err := pipe.AgentMetrics()
-	if err != nil {
-		return err
-	}
-	pending, err := oracle.Pending(ctx, pipe.BusURL(), pipe.Lake)
-	if err != nil {
-		return err
-	}
-	if err := pipe.StopAll(); err != nil {
-		return err
-	}
-	laws := oracle.LawsOf(metrics, account, pending)
 	fmt.Print(account)
 	fmt.Println("live:", laws)
 	if err := laws.Err(); err != nil {

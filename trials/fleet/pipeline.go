@@ -65,7 +65,7 @@ func NewPipeline(o Options) (*Pipeline, error) {
 	}
 	var addresses [3]string
 	for i := range addresses {
-		address, err := freeAddress()
+		address, err := FreeAddress()
 		if err != nil {
 			return nil, err
 		}
@@ -214,7 +214,8 @@ func metrics(url string) (map[string]float64, error) {
 	return out, scan.Err()
 }
 
-func freeAddress() (string, error) {
+// FreeAddress is a loopback address on which nobody listens now.
+func FreeAddress() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", fmt.Errorf("find a free port: %w", err)

@@ -13,6 +13,7 @@ import (
 	"sonde/lakehouse"
 	"sonde/lakehouse/account"
 	"sonde/schema"
+	"sonde/trials/fleet"
 )
 
 // AwaitRest waits until the lake is at rest: every epoch that the engine
@@ -154,4 +155,26 @@ func witnessedEpochs(dir string) (map[uint64]bool, error) {
 		return nil, fmt.Errorf("list the epochs of the engine's witness: %w", err)
 	}
 	return out, nil
+}
+
+// Settle stops the engine of a pipeline, waits until its lake is at rest, and
+// stops the rest. It gives the account of the lake and the two laws as the agent
+// counted them until then.
+func Settle(ctx context.Context, pipe *fleet.Pipeline) (*account.Account, Laws, error) {
+	if err := pipe.Engine.Stop(60 * time.Second); err != nil {
+		return nil, Laws{}, err
+	}
+	out, err := AwaitRest(ctx, pipe.Lake, pipe.Witness, 3*time.Minute)
+	if err != nil {
+		return nil, Laws{}, err
+	}
+	metrics, err := pipe.AgentMetrics()
+	if err != nil {
+		return nil, Laws{}, err
+	}
+	pending, err := Pending(ctx, pipe.BusURL(), pipe.Lake)
+	if err != nil {
+		return nil, Laws{}, err
+	}
+	return out, LawsOf(metrics, out, pending), pipe.StopAll()
 }

@@ -187,25 +187,10 @@ func report(dir string, samples []*sample) error {
 // That each row has its bytes is for fidelity and torture to show: to read a million
 // tokens back takes as long as to capture them.
 func settle(ctx context.Context, pipe *fleet.Pipeline, binary string) error {
-	if err := pipe.Engine.Stop(60 * time.Second); err != nil {
-		return err
-	}
-	account, err := oracle.AwaitRest(ctx, pipe.Lake, pipe.Witness, 3*time.Minute)
+	_, laws, err := oracle.Settle(ctx, pipe)
 	if err != nil {
 		return err
 	}
-	metrics, err := pipe.AgentMetrics()
-	if err != nil {
-		return err
-	}
-	pending, err := oracle.Pending(ctx, pipe.BusURL(), pipe.Lake)
-	if err != nil {
-		return err
-	}
-	if err := pipe.StopAll(); err != nil {
-		return err
-	}
-	laws := oracle.LawsOf(metrics, account, pending)
 	fmt.Println("live:", laws)
 	if err := laws.Err(); err != nil {
 		return err
