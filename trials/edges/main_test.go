@@ -6,18 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
-	"syscall"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"sonde/internal/notrun"
+	"sonde/trials/fleet"
 )
-
-// inside marks the copy of the test binary that runs the tests.
-const inside = "SONDE_EDGES_NAMESPACE"
 
 // sondeBinary is the sonde that all tests run, built once.
 var sondeBinary = sync.OnceValues(buildSonde)
@@ -25,8 +19,8 @@ var sondeBinary = sync.OnceValues(buildSonde)
 var scratch string // folder of the binary
 
 func TestMain(m *testing.M) {
-	if os.Getenv(inside) == "" {
-		os.Exit(runInNamespace())
+	if again, code := fleet.InNamespace(); !again {
+		os.Exit(code)
 	}
 	var err error
 	if scratch, err = os.MkdirTemp("", "sonde-edges-"); err != nil {
@@ -36,37 +30,6 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	_ = os.RemoveAll(scratch) // What is left of it is in the folder for temporary files.
 	os.Exit(code)
-}
-
-// runInNamespace runs this binary again where it may mount, and without that where
-// the machine does not let it.
-func runInNamespace() int {
-	runtime.LockOSThread() // The death signal of the child comes when this thread ends.
-	var exit *exec.ExitError
-	for _, private := range []bool{true, false} {
-		cmd := exec.Command(os.Args[0], os.Args[1:]...)
-		cmd.Env = append(os.Environ(), inside+"=1")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		if private {
-			cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
-			if os.Getuid() != 0 {
-				cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
-				cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-				cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-			}
-		} else {
-			cmd.Env = append(cmd.Env, inside+"=none")
-		}
-		err := cmd.Run()
-		if err == nil {
-			return 0
-		}
-		if errors.As(err, &exit) {
-			return max(1, exit.ExitCode())
-		}
-	}
-	return 1
 }
 
 func buildSonde() (string, error) {
@@ -83,16 +46,16 @@ func buildSonde() (string, error) {
 func disk(t *testing.T, mib int) string {
 	t.Helper()
 	dir := t.TempDir()
-	if os.Getenv(inside) == "none" {
-		notrun.Mark(t, "this machine has no mount namespaces for this user")
+	unmount, err := fleet.MountDisk(dir, mib)
+	if errors.Is(err, fleet.ErrNotHere) {
+		notrun.Mark(t, err.Error())
 	}
-	err := unix.Mount("sonde-edges", dir, "tmpfs", 0, fmt.Sprintf("size=%dm,mode=755", mib))
 	if err != nil {
-		notrun.Mark(t, fmt.Sprintf("mounting a file system in memory is refused: %v", err))
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Errorf("unmount %s: %v", dir, err)
+		if err := unmount(); err != nil {
+			t.Error(err)
 		}
 	})
 	return dir
@@ -101,22 +64,13 @@ func disk(t *testing.T, mib int) string {
 // fill takes the last byte of a disk, and returns how to give it back.
 func fill(t *testing.T, dir string) (free func()) {
 	t.Helper()
-	f, err := os.CreateTemp(dir, "ballast-*")
+	give, err := fleet.Fill(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	for block := 1 << 20; block >= 512; block /= 2 {
-		for err = nil; err == nil; {
-			_, err = f.Write(make([]byte, block))
-		}
-		if !errors.Is(err, unix.ENOSPC) {
-			t.Fatal(err)
-		}
-	}
 	return func() {
 		t.Helper()
-		if err := os.Remove(f.Name()); err != nil {
+		if err := give(); err != nil {
 			t.Fatal(err)
 		}
 	}
