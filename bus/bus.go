@@ -47,6 +47,9 @@ const MaxPayloadBytes = 32<<20 - 64<<10
 // Subjects of the stream, as a filter. A message to any other subject is refused.
 const Subjects = "sonde.v1.>"
 
+// MaxBroadcastBytes bounds the data of one broadcast.
+const MaxBroadcastBytes = 64 << 10
+
 // FromNew as a position means: only what comes from now on.
 const FromNew = ^uint64(0)
 
@@ -57,20 +60,23 @@ type Message struct {
 	Data        []byte
 }
 
-// Delivery is a message with its position. Data is owned by the receiver.
+// Delivery is a message with its partition and its position there. Data is owned by
+// the receiver.
 type Delivery struct {
-	Seq     uint64
-	Subject string
-	Data    []byte
-	Stored  time.Time
+	Partition int
+	Seq       uint64
+	Subject   string
+	Data      []byte
+	Stored    time.Time
 }
 
-// StreamInfo describes the stream. First is the position of the first message
-// that exists (or that the next will get, when there is none), Last that of the
-// last one ever stored; sizes are in bytes. Incarnation changes when the stream is
-// made anew.
+// StreamInfo describes one partition of the stream. First is the position of the
+// first message that exists (or that the next will get, when there is none), Last
+// that of the last one ever stored; sizes are in bytes. Incarnation changes when the
+// partition is made anew.
 type StreamInfo struct {
 	Name        string
+	Partition   int
 	Incarnation string
 	First, Last uint64
 	Messages    uint64
@@ -78,27 +84,30 @@ type StreamInfo struct {
 	MaxBytes    uint64 // 0: no limit
 }
 
-// Bus is a stream of messages and a way to send commands. Its methods may be
-// called from any goroutine.
+// Bus is a stream of messages and a way to send commands. The stream has partitions,
+// each with an order and positions of its own. Its methods may be called from any
+// goroutine.
 type Bus interface {
+	// Partitions is how many there are, at least 1. It never changes.
+	Partitions() int
 	// Publish hands a message over and returns; it blocks only while the window, a
 	// number of bytes, is full. When it returns nil, done is called exactly once,
 	// from any goroutine and perhaps before Publish returns: with the position of
-	// the message; with ErrRefused when it can never be taken; with the error of ctx
+	// the message in its partition; with ErrRefused when it can never be taken; with the error of ctx
 	// when that ended first (the message may be stored all the same); or with
 	// ErrClosed. Until then it is tried for ever: a broker that restarts, a full
 	// stream and a lost acknowledgement are waited for. When Publish returns an
 	// error, which is that of ctx or ErrClosed, done is never called.
 	//
-	// Messages of one caller are stored in the order of the calls, also over
-	// retries: the positions that done gets ascend. Further copies of a message may
-	// stand anywhere. Data must not change until done is called.
-	// done must not block, nor call the Bus.
+	// The partition is PartitionOf the subject. Messages of one caller are stored there
+	// in the order of the calls, also over retries: the positions that done gets ascend
+	// in each partition. Further copies of a message may stand anywhere in it. Data must
+	// not change until done is called. done must not block, nor call the Bus.
 	Publish(ctx context.Context, m Message, done func(seq uint64, err error)) error
-	// Info asks the broker, and waits for it until ctx ends.
-	Info(ctx context.Context) (StreamInfo, error)
-	// Subscribe reads the stream in order, as o says. Errors of the position come
-	// from Next.
+	// Info asks the broker about one partition, and waits for it until ctx ends.
+	Info(ctx context.Context, partition int) (StreamInfo, error)
+	// Subscribe reads one partition in order, as o says. Errors of the position come
+	// from Next. Subscriptions do not influence each other, nor publishing.
 	Subscribe(ctx context.Context, o SubscribeOptions) (Subscription, error)
 	// Hear calls hear with each message whose subject matches one of the filters, as
 	// it is published: before it is stored, so without a position, and milliseconds
@@ -107,11 +116,11 @@ type Bus interface {
 	// message reads a Subscription beside it. Calls come one at a time until stop is
 	// called; what waits for a slow hear is bounded. data belongs to hear.
 	Hear(filters []string, hear func(subject string, data []byte)) (stop func(), err error)
-	// Trim forgets everything below a position. It waits for the broker until ctx
-	// ends. It fails with ErrIncarnation while a subscription of this Bus that is not
-	// closed belongs to another incarnation than the stream's: the position then comes
-	// from a stream that is gone.
-	Trim(ctx context.Context, below uint64) error
+	// Trim forgets everything below a position of a partition. It waits for the broker
+	// until ctx ends. It fails with ErrIncarnation while a subscription of this Bus to
+	// the partition that is not closed belongs to another incarnation than it: the
+	// position then comes from a stream that is gone.
+	Trim(ctx context.Context, partition int, below uint64) error
 	// Request sends a command and waits for the reply until ctx ends. ErrNoReply
 	// means that nobody serves the subject, or that the reply did not come in time;
 	// the command may have been carried out then.
@@ -119,6 +128,15 @@ type Bus interface {
 	// Serve answers requests, one at a time per subject, until stop is called. It
 	// outlives reconnects. stop waits for a running handle.
 	Serve(subject string, handle func(data []byte) []byte) (stop func(), err error)
+	// Broadcast tells something to everybody who listens to the subject, in all
+	// processes, this one included. It is never stored for who listens later, and it may
+	// be lost: an error means that it surely was, or that the subject belongs to the
+	// stream, or that data are larger than MaxBroadcastBytes.
+	Broadcast(subject string, data []byte) error
+	// Listen calls hear with what is broadcast on a subject, one call at a time, until
+	// stop is called. It outlives reconnects; what waits for a slow hear is bounded, and
+	// beyond that lost. data belongs to hear.
+	Listen(subject string, hear func(data []byte)) (stop func(), err error)
 	// Connected reports whether the broker can be reached now.
 	Connected() bool
 	// Close gives up what is not acknowledged, with ErrClosed.
@@ -127,12 +145,13 @@ type Bus interface {
 
 // SubscribeOptions say what a subscription reads.
 type SubscribeOptions struct {
+	Partition   int
 	Filters     []string // NATS wildcards; a message must match one; empty: all
 	From        uint64   // first position wanted; 0: the first there is; FromNew: only what comes
 	Incarnation string   // that From belongs to; "": any
 }
 
-// Subscription is a reader of the stream. It survives restarts of the broker by
+// Subscription is a reader of one partition. It survives restarts of the broker by
 // itself. It is used by one goroutine, but for Close.
 type Subscription interface {
 	// Next waits for the next message. Its errors are a *TrimmedError, ErrIncarnation,

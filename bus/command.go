@@ -31,7 +31,9 @@ func (n *NATS) Request(ctx context.Context, subject string, data []byte) ([]byte
 	once, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(c, cancel)()
+	denied := c.denied.ask(subject, cancel)
 	m, err := c.nc.RequestWithContext(once, subject, data)
+	why := denied()
 	switch {
 	case err == nil:
 		n.metrics.requests.WithLabelValues("answered").Inc()
@@ -41,6 +43,9 @@ func (n *NATS) Request(ctx context.Context, subject string, data []byte) ([]byte
 		return nil, fmt.Errorf("request %s: %w", subject, ErrNoReply)
 	}
 	n.metrics.requests.WithLabelValues("failed").Inc()
+	if why != nil {
+		return nil, fmt.Errorf("request %s: %w", subject, why)
+	}
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}

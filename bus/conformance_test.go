@@ -21,6 +21,7 @@ import (
 
 	"sonde/bus"
 	"sonde/bus/bustest"
+	"sonde/bus/natstest"
 )
 
 // broker is what the suite is run against.
@@ -106,6 +107,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	natstest.Enter()
 	if dir := os.Getenv(serverDir); dir != "" {
 		e, err := bus.StartEmbedded(bus.EmbeddedOptions{StoreDir: dir, Listen: os.Getenv(serverListen), SyncAlways: true,
 			Logger: quiet()})
@@ -288,7 +290,7 @@ func (p *publisher) checkOrder(t *testing.T, published int) {
 // readAll reads what the stream holds for the filters now.
 func readAll(t *testing.T, b bus.Bus, filters ...string) []bus.Delivery {
 	t.Helper()
-	info, err := b.Info(deadline(t))
+	info, err := b.Info(deadline(t), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

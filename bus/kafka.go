@@ -213,9 +213,20 @@ func (k *Kafka) probe() {
 	}
 }
 
+// Partitions implements Bus.
+func (k *Kafka) Partitions() int { return 1 }
+
 // Publish implements Bus.
 func (k *Kafka) Publish(ctx context.Context, m Message, done func(seq uint64, err error)) error {
 	return k.pub.publish(ctx, m, done)
+}
+
+// Trouble says why the bus takes nothing now, "" when nothing is known against it.
+func (k *Kafka) Trouble() string {
+	if !k.Connected() {
+		return "the connection to the broker is lost; it is tried again"
+	}
+	return k.pub.trouble()
 }
 
 // Connected implements Bus.

@@ -21,16 +21,17 @@ const (
 	headerReply   = "sonde-reply"   // the same id, on its reply
 )
 
-// kafkaCommands carries commands and replies through one topic, which each process
-// that sends or serves some follows.
+// kafkaCommands carries commands, their replies and broadcasts through one topic, which
+// each process that sends, serves or listens follows.
 type kafkaCommands struct {
 	k     *Kafka
 	topic string
 
-	mu      sync.Mutex // a leaf
-	tail    *kafkaTail
-	servers map[*kafkaServed]bool
-	waiting map[string]chan []byte // by id of the command
+	mu        sync.Mutex // a leaf
+	tail      *kafkaTail
+	servers   map[*kafkaServed]bool
+	listeners map[*kafkaListening]bool
+	waiting   map[string]chan []byte // by id of the command
 }
 
 // kafkaServed is a subject whose commands are answered, one at a time.
@@ -50,7 +51,7 @@ type command struct {
 
 func newKafkaCommands(k *Kafka) *kafkaCommands {
 	return &kafkaCommands{k: k, topic: k.o.Stream + commandsSuffix, servers: map[*kafkaServed]bool{},
-		waiting: map[string]chan []byte{}}
+		listeners: map[*kafkaListening]bool{}, waiting: map[string]chan []byte{}}
 }
 
 // follow starts to read the topic, once.
@@ -143,14 +144,7 @@ func (k *Kafka) Serve(subject string, handle func(data []byte) []byte) (stop fun
 	c.servers[s] = true
 	c.mu.Unlock()
 	k.workers.Go(func() { c.serve(s) })
-	tail := c.follow()
-	t := time.NewTimer(callTimeout)
-	defer t.Stop()
-	select {
-	case <-tail.ready:
-	case <-t.C: // the broker is away; commands are served once it is back
-	case <-k.ctx.Done():
-	}
+	c.awaitTail()
 	return sync.OnceFunc(func() { c.stop(s) }), nil
 }
 
@@ -177,6 +171,9 @@ func (c *kafkaCommands) take(r *fetchedRecord) {
 	}
 	id := r.header(headerCommand)
 	if id == nil {
+		if r.header(headerBroadcast) != nil {
+			c.spread(r)
+		}
 		return
 	}
 	if age := time.Since(msTime(r.time)); age > commandLife+clockSkew {

@@ -36,6 +36,7 @@ type kafkaPublisher struct {
 	closed  bool
 	entries []*kafkaEntry
 	bytes   int64
+	stuck   string // why nothing was taken for a while
 }
 
 // kafkaEntry is one message of the window.
@@ -321,7 +322,21 @@ func refusedByKafka(err error) bool {
 	return false
 }
 
+// say keeps why nothing was taken for a while, "" when something was.
+func (p *kafkaPublisher) say(why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stuck = why
+}
+
+func (p *kafkaPublisher) trouble() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stuck
+}
+
 func (p *kafkaPublisher) acknowledged(b *kafkaBatch, offset int64) {
+	p.say("")
 	for i, e := range b.entries {
 		p.finish(e, uint64(offset)+uint64(i)+1, nil)
 	}
@@ -362,6 +377,7 @@ func (r *kafkaRecovery) full() {
 	k.metrics.failures.WithLabelValues(failedFull).Inc()
 	if r.wait = min(max(2*r.wait, firstRedial), fullPoll); r.wait == fullPoll && !r.told {
 		r.told = true
+		r.p.say("the stream is full")
 		k.log.Warn("the stream is full; publishing waits until it is trimmed", "max_bytes", k.o.MaxBytes)
 	}
 	t := time.NewTimer(r.wait)
@@ -391,6 +407,10 @@ func (r *kafkaRecovery) failed(err error, messages int) {
 	k.metrics.repeated.Add(float64(messages))
 	if r.wait = min(max(2*r.wait, firstRedial), lastRedial); r.wait == lastRedial && !r.told && k.ctx.Err() == nil {
 		r.told = true
+		if why := refusal(err); why != "" {
+			err = errors.New(why)
+		}
+		r.p.say("messages are not taken, " + reason + ": " + err.Error())
 		k.log.Warn("the bus does not take messages; publishing waits", "reason", reason, "error", err)
 	}
 	sleep(k.ctx, r.wait)

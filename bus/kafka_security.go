@@ -2,12 +2,9 @@ package bus
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"os"
 	"strings"
 
 	kafka "github.com/segmentio/kafka-go"
@@ -31,25 +28,7 @@ func (s *KafkaSecurity) tls() (*tls.Config, error) {
 	if !s.TLS {
 		return nil, nil
 	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if s.CAFile != "" {
-		text, err := os.ReadFile(s.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("read the certificates of the authorities: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("read the certificates of the authorities: %s holds none in PEM form", s.CAFile)
-		}
-	}
-	if s.CertFile != "" {
-		pair, err := tls.LoadX509KeyPair(s.CertFile, s.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("read the client's certificate %s and key %s: %w", s.CertFile, s.KeyFile, err)
-		}
-		c.Certificates = []tls.Certificate{pair}
-	}
-	return c, nil
+	return clientTLS(s.CAFile, s.CertFile, s.KeyFile)
 }
 
 func (s *KafkaSecurity) sasl() (m sasl.Mechanism, err error) {
@@ -74,13 +53,6 @@ func (s *KafkaSecurity) sasl() (m sasl.Mechanism, err error) {
 // refusal says in one line why a broker or its certificate refuses us, whatever is
 // repeated; "" where asking again can help.
 func refusal(err error) string {
-	var (
-		authority x509.UnknownAuthorityError
-		host      x509.HostnameError
-		invalid   x509.CertificateInvalidError
-		record    tls.RecordHeaderError
-		remote    *net.OpError // what the other side says in TLS; its own type is not public
-	)
 	switch {
 	case errors.Is(err, kafka.SASLAuthenticationFailed):
 		return "the broker refuses the user or its password"
@@ -88,16 +60,8 @@ func refusal(err error) string {
 		return "the broker does not take this login mechanism"
 	case errors.Is(err, kafka.TopicAuthorizationFailed), errors.Is(err, kafka.ClusterAuthorizationFailed):
 		return "the access rules of the broker do not allow it"
-	case errors.As(err, &authority):
-		return "the broker's certificate is signed by nobody that is trusted; name the authority in bus.kafka.tls.ca_file"
-	case errors.As(err, &host), errors.As(err, &invalid):
-		return "the broker's certificate is not valid for it"
-	case errors.As(err, &record):
-		return "the broker does not speak TLS there"
-	case errors.As(err, &remote) && remote.Op == "remote error":
-		return "the broker refuses the client's certificate, or asks for one"
 	case errors.Is(err, io.ErrUnexpectedEOF) && strings.Contains(err.Error(), "expecting TLS"):
 		return "the broker expects TLS there"
 	}
-	return ""
+	return refusalOfTLS(err, "bus.kafka.tls.ca_file")
 }

@@ -51,7 +51,7 @@ func TestKafkaWithTLSAndPasswords(t *testing.T) {
 			p.publish(deadline(t), i)
 		}
 		p.check(t, 50)
-		if err := b.Trim(deadline(t), 20); err != nil {
+		if err := b.Trim(deadline(t), 0, 20); err != nil {
 			t.Error(err)
 		}
 		stop, err := b.Serve("sonde.cmd.a", func(data []byte) []byte { return data })

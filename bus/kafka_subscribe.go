@@ -34,12 +34,15 @@ type kafkaChunk struct {
 
 // Subscribe implements Bus. Filters are applied here: everything is read.
 func (k *Kafka) Subscribe(ctx context.Context, o SubscribeOptions) (Subscription, error) {
+	if err := checkPartition(k.o.Stream, o.Partition, k.Partitions()); err != nil {
+		return nil, err
+	}
 	s := &kafkaSubscription{k: k, filters: o.Filters, place: place{next: o.From, incarnation: o.Incarnation},
 		chunks: make(chan kafkaChunk, 1)}
 	s.ctx, s.cancel = context.WithCancel(k.ctx)
 	if o.From == FromNew || o.Incarnation == "" {
 		// What "new" and "any" mean is decided now, not at the first message.
-		info, err := k.Info(ctx)
+		info, err := k.Info(ctx, o.Partition)
 		if err != nil {
 			s.cancel()
 			return nil, fmt.Errorf("subscribe: %w", err)

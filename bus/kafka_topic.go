@@ -195,7 +195,10 @@ func (k *Kafka) estimate(ctx context.Context, t *topicAnswer) {
 }
 
 // Info implements Bus.
-func (k *Kafka) Info(ctx context.Context) (info StreamInfo, err error) {
+func (k *Kafka) Info(ctx context.Context, partition int) (info StreamInfo, err error) {
+	if err := checkPartition(k.o.Stream, partition, k.Partitions()); err != nil {
+		return info, err
+	}
 	err = k.call(ctx, func(ctx context.Context) error {
 		info, err = k.look(ctx)
 		return err
@@ -239,7 +242,10 @@ func (k *Kafka) look(ctx context.Context) (StreamInfo, error) {
 }
 
 // Trim implements Bus.
-func (k *Kafka) Trim(ctx context.Context, below uint64) error {
+func (k *Kafka) Trim(ctx context.Context, partition int, below uint64) error {
+	if err := checkPartition(k.o.Stream, partition, k.Partitions()); err != nil {
+		return err
+	}
 	return k.call(ctx, func(ctx context.Context) error {
 		info, err := k.look(ctx)
 		if err != nil {

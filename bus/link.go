@@ -15,16 +15,18 @@ import (
 // own that never reconnects by itself: nothing can be sent on a new connection
 // before its user noticed that the old one is gone.
 type link struct {
-	dial    func(closed func()) (*nats.Conn, error)
+	dial    func(closed func(), d *denials) (*nats.Conn, error)
 	log     *slog.Logger
 	metrics *metrics
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 	stopped chan struct{}
 
-	mu  sync.Mutex    // a leaf
-	cur *connection   // nil: none
-	up  chan struct{} // closed while cur is not nil
+	mu      sync.Mutex    // a leaf
+	cur     *connection   // nil: none
+	up      chan struct{} // closed while cur is not nil
+	opened  bool          // there was a connection
+	refused error         // the broker refuses us, and there was none: permanent
 }
 
 // connection is one connection. Its context ends with it.
@@ -33,6 +35,7 @@ type connection struct {
 	cancel context.CancelFunc
 	nc     *nats.Conn
 	js     jetstream.JetStream
+	denied *denials
 }
 
 const (
@@ -47,6 +50,9 @@ func (l *link) run(up func(*connection)) {
 	for l.ctx.Err() == nil {
 		c, err := l.connect()
 		if err != nil {
+			if l.refuse(err) {
+				return
+			}
 			if !told {
 				l.log.Warn("the bus cannot be reached; trying again until it can", "error", err)
 				told = true
@@ -73,7 +79,8 @@ func (l *link) run(up func(*connection)) {
 
 func (l *link) connect() (*connection, error) {
 	ctx, cancel := context.WithCancel(l.ctx)
-	nc, err := l.dial(cancel)
+	d := &denials{}
+	nc, err := l.dial(cancel, d)
 	if err != nil {
 		cancel()
 		return nil, err
@@ -85,7 +92,21 @@ func (l *link) connect() (*connection, error) {
 		return nil, err
 	}
 	l.metrics.connections.Inc()
-	return &connection{Context: ctx, cancel: cancel, nc: nc, js: js}, nil
+	return &connection{Context: ctx, cancel: cancel, nc: nc, js: js, denied: d}, nil
+}
+
+// refuse ends the link when the broker refuses us before it ever took us: that is a
+// mistake in a configuration. Later it may be one of the broker's, which is waited for.
+func (l *link) refuse(err error) bool {
+	var permanent errPermanent
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.opened || !errors.As(err, &permanent) {
+		return false
+	}
+	l.refused = permanent.error
+	close(l.up)
+	return true
 }
 
 func (l *link) set(c *connection) {
@@ -93,6 +114,7 @@ func (l *link) set(c *connection) {
 	defer l.mu.Unlock()
 	if l.cur = c; c != nil {
 		l.metrics.connected.Set(1)
+		l.opened = true
 		close(l.up)
 		return
 	}
@@ -107,15 +129,18 @@ func (l *link) now() *connection {
 	return l.cur
 }
 
-// get waits for a connection. It fails with the error of ctx, or ErrClosed.
+// get waits for a connection. It fails with the error of ctx, ErrClosed, or with why
+// the broker refuses us.
 func (l *link) get(ctx context.Context) (*connection, error) {
 	for {
 		l.mu.Lock()
-		c, up := l.cur, l.up
+		c, up, refused := l.cur, l.up, l.refused
 		l.mu.Unlock()
 		switch {
 		case l.ctx.Err() != nil:
 			return nil, ErrClosed
+		case refused != nil:
+			return nil, refused
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case c != nil && c.Err() == nil:
@@ -151,8 +176,12 @@ func (l *link) call(ctx context.Context, ask func(ctx context.Context, c *connec
 		}
 		once, cancel := context.WithTimeout(ctx, callTimeout)
 		stop := context.AfterFunc(c, cancel)
+		denied := c.denied.ask("", cancel)
 		err = ask(once, c)
 		stop()
+		if why := denied(); err != nil && why != nil && once.Err() != nil {
+			err = why
+		}
 		cancel()
 		if err == nil {
 			return nil

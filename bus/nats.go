@@ -6,20 +6,24 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
 // NATSOptions configures a connection to a broker: the one at URL, or Embedded.
 type NATSOptions struct {
-	URL         string
+	URL         string // of one server, or of those of a cluster with commas between them
 	Embedded    *EmbeddedServer
 	Stream      string // name of the stream that holds Subjects, "": SONDE
 	MaxBytes    int64  // bound of the stream, 0: none
 	MustExist   bool   // a missing stream is an error, also later, instead of made
 	WindowBytes int64  // published and not acknowledged, 0: 64 MiB
+	Replicas    int    // servers that store the stream when it is made, 0: 1
+	Security    NATSSecurity
 	Logger      *slog.Logger
 	Registerer  prometheus.Registerer
 }
@@ -33,6 +37,7 @@ type NATS struct {
 	link    *link
 	pub     *publisher
 	workers sync.WaitGroup
+	trouble atomic.Pointer[string] // why the stream does not answer
 
 	mu            sync.Mutex // a leaf
 	servers       map[*served]bool
@@ -50,7 +55,8 @@ const (
 
 // OpenNATS connects, waiting for the broker until ctx ends, and makes the stream
 // when it is missing. A stream that exists with other limits is used as it is and
-// reported; one that would lose messages by itself is an error.
+// reported; one that would lose messages by itself is an error, and so are a login that
+// is refused, a certificate that is not trusted and access rules that do not allow it.
 func OpenNATS(ctx context.Context, o NATSOptions) (*NATS, error) {
 	if (o.URL == "") == (o.Embedded == nil) {
 		return nil, errors.New("open the bus: give either the address of a broker or an embedded server")
@@ -61,9 +67,9 @@ func OpenNATS(ctx context.Context, o NATSOptions) (*NATS, error) {
 	if o.WindowBytes == 0 {
 		o.WindowBytes = defaultWindow
 	}
-	if o.MaxBytes < 0 || o.WindowBytes < 0 {
-		return nil, fmt.Errorf("open the bus: max_bytes %d and window_bytes %d must not be negative", o.MaxBytes,
-			o.WindowBytes)
+	if o.MaxBytes < 0 || o.WindowBytes < 0 || o.Replicas < 0 {
+		return nil, fmt.Errorf("open the bus: max_bytes %d, window_bytes %d and replicas %d must not be negative", o.MaxBytes,
+			o.WindowBytes, o.Replicas)
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
@@ -88,16 +94,30 @@ func OpenNATS(ctx context.Context, o NATSOptions) (*NATS, error) {
 }
 
 // dial makes a connection that does not reconnect. closed is called when it ends.
-func (n *NATS) dial(closed func()) (*nats.Conn, error) {
+func (n *NATS) dial(closed func(), d *denials) (*nats.Conn, error) {
 	opts := []nats.Option{nats.Name("sonde"), nats.NoReconnect(), nats.Timeout(callTimeout),
 		nats.PingInterval(5 * time.Second), nats.MaxPingsOutstanding(3), nats.ClosedHandler(func(*nats.Conn) { closed() }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			n.log.Warn("the bus reports a problem", "error", err)
-		})}
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { n.heardError(d, err) })}
 	if n.o.Embedded != nil {
 		opts = append(opts, nats.InProcessServer(n.o.Embedded))
 	}
-	return nats.Connect(n.o.URL, opts...)
+	return connectNATS(n.o.URL, &n.o.Security, opts)
+}
+
+// connectNATS connects once. An error that no repetition changes is permanent.
+func connectNATS(url string, security *NATSSecurity, opts []nats.Option) (*nats.Conn, error) {
+	proof, err := security.options()
+	if err != nil {
+		return nil, errPermanent{err}
+	}
+	nc, err := nats.Connect(url, append(opts, proof...)...)
+	if err == nil {
+		return nc, nil
+	}
+	if why := refusalByNATS(err); why != "" {
+		return nil, errPermanent{fmt.Errorf("connect to the broker: %s", why)}
+	}
+	return nil, fmt.Errorf("connect to the broker: %w", err)
 }
 
 // poll keeps the metrics of the stream fresh.
@@ -105,8 +125,14 @@ func (n *NATS) poll() {
 	for n.link.ctx.Err() == nil {
 		if c := n.link.now(); c != nil {
 			ctx, cancel := context.WithTimeout(c, callTimeout)
-			if s, err := c.js.Stream(ctx, n.o.Stream); err == nil {
+			s, err := c.js.Stream(ctx, n.o.Stream)
+			switch {
+			case err == nil:
 				n.infoOf(s.CachedInfo())
+				n.trouble.Store(nil)
+			case c.Err() == nil && n.link.ctx.Err() == nil:
+				why := "stream " + n.o.Stream + " does not answer: " + troubleOf(err)
+				n.trouble.Store(&why)
 			}
 			cancel()
 		}
@@ -114,9 +140,34 @@ func (n *NATS) poll() {
 	}
 }
 
+// Partitions implements Bus.
+func (n *NATS) Partitions() int { return 1 }
+
 // Publish implements Bus.
 func (n *NATS) Publish(ctx context.Context, m Message, done func(seq uint64, err error)) error {
 	return n.pub.publish(ctx, m, done)
+}
+
+// Trouble says why the bus takes nothing now, "" when nothing is known against it.
+func (n *NATS) Trouble() string {
+	if !n.Connected() {
+		return "the connection to the broker is lost; it is tried again"
+	}
+	if why := n.trouble.Load(); why != nil {
+		return *why
+	}
+	return n.pub.trouble()
+}
+
+// troubleOf says what a failed look at the stream means.
+func troubleOf(err error) string {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrNoResponders):
+		return "too few servers of its cluster can be reached to agree on anything"
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return "it does not exist"
+	}
+	return err.Error()
 }
 
 // Connected implements Bus.

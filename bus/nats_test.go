@@ -61,7 +61,7 @@ func TestMessagesSurviveTheServer(t *testing.T) {
 		p.publish(deadline(t), i)
 	}
 	p.check(t, 20)
-	before, err := b.Info(deadline(t))
+	before, err := b.Info(deadline(t), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestMessagesSurviveTheServer(t *testing.T) {
 	defer e.Close()
 	p.b = openNATS(t, bus.NATSOptions{Embedded: e})
 	p.check(t, 20)
-	after, err := p.b.Info(deadline(t))
+	after, err := p.b.Info(deadline(t), 0)
 	if err != nil || after != before {
 		t.Fatalf("before %+v, after %+v, %v", before, after, err)
 	}
@@ -131,14 +131,14 @@ func TestIdleReaderMissesNothingWhenOthersAreTrimmed(t *testing.T) {
 		others.publish(deadline(t), i)
 	}
 	others.waiting.Wait()
-	info, err := b.Info(deadline(t))
+	info, err := b.Info(deadline(t), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for ctx := deadline(t); bus.SkippedTo(s) <= info.Last && ctx.Err() == nil; {
 		time.Sleep(time.Millisecond)
 	}
-	if err := b.Trim(deadline(t), info.Last+1); err != nil {
+	if err := b.Trim(deadline(t), 0, info.Last+1); err != nil {
 		t.Fatal(err)
 	}
 	k.down(t)
@@ -203,7 +203,7 @@ func TestDifferingLimitsAreReported(t *testing.T) {
 	}
 	// The owner of an embedded server has nobody else to ask.
 	b := openNATS(t, bus.NATSOptions{Embedded: e, MaxBytes: 3 << 20})
-	if info, err := b.Info(deadline(t)); err != nil || info.MaxBytes != 3<<20 {
+	if info, err := b.Info(deadline(t), 0); err != nil || info.MaxBytes != 3<<20 {
 		t.Errorf("info %+v, %v", info, err)
 	}
 }
@@ -237,7 +237,7 @@ func TestMetricsAreOfThisBus(t *testing.T) {
 		"sonde_bus_acknowledged_messages_total": 5, "sonde_bus_connected": 1, "sonde_bus_window_bytes": 0,
 		"sonde_bus_delivered_messages_total": 5, "sonde_bus_stream_messages": 5, "sonde_bus_stream_max_bytes": 1 << 20}
 	for ctx := deadline(t); ; { // the size of the stream may be some moments old
-		if _, err := b.Info(ctx); err != nil {
+		if _, err := b.Info(ctx, 0); err != nil {
 			t.Fatal(err)
 		}
 		wrong := differences(t, reg, want)

@@ -14,13 +14,13 @@ import (
 func TestProbeMakesNoStream(t *testing.T) {
 	e := startEmbedded(t, bus.EmbeddedOptions{StoreDir: t.TempDir(), Listen: "127.0.0.1:0", Logger: quiet()})
 	for range 2 {
-		b, err := bus.Probe(deadline(t), e.URL(), "SONDE")
+		b, err := bus.Probe(deadline(t), bus.NATSOptions{URL: e.URL(), Stream: "SONDE"})
 		if err != nil || b.Stream != nil || b.MaxPayload != 32<<20 || b.Version == "" {
 			t.Fatalf("probe of a broker without streams: %+v, %v", b, err)
 		}
 	}
 	openNATS(t, bus.NATSOptions{Embedded: e, MaxBytes: 64 << 20})
-	b, err := bus.Probe(deadline(t), e.URL(), "SONDE")
+	b, err := bus.Probe(deadline(t), bus.NATSOptions{URL: e.URL(), Stream: "SONDE"})
 	if err != nil || b.Stream == nil || b.Stream.MaxBytes != 64<<20 || len(b.Losses) > 0 || b.MaxMsgSize != 0 {
 		t.Fatalf("probe: %+v, %v", b, err)
 	}
@@ -41,7 +41,7 @@ func TestProbeNamesAStreamThatForgets(t *testing.T) {
 		Discard: jetstream.DiscardOld, MaxMsgSize: 1 << 20, MaxMsgs: 7}); err != nil {
 		t.Fatal(err)
 	}
-	b, err := bus.Probe(deadline(t), e.URL(), "OTHER")
+	b, err := bus.Probe(deadline(t), bus.NATSOptions{URL: e.URL(), Stream: "OTHER"})
 	if losses := strings.Join(b.Losses, ";"); err != nil || b.MaxMsgSize != 1<<20 || b.MaxMsgs != 7 ||
 		!strings.Contains(losses, "discard is") {
 		t.Fatalf("probe: %+v, %v", b, err)
@@ -49,7 +49,7 @@ func TestProbeNamesAStreamThatForgets(t *testing.T) {
 }
 
 func TestProbeDoesNotWaitForABrokerThatIsAway(t *testing.T) {
-	if b, err := bus.Probe(deadline(t), "nats://127.0.0.1:1", "SONDE"); err == nil {
+	if b, err := bus.Probe(deadline(t), bus.NATSOptions{URL: "nats://127.0.0.1:1", Stream: "SONDE"}); err == nil {
 		t.Fatalf("a broker answered where none is: %+v", b)
 	}
 }
@@ -84,7 +84,7 @@ func TestALookerOnMakesNoStream(t *testing.T) {
 	if d, err := sub.Next(deadline(t)); !errors.Is(err, bus.ErrIncarnation) {
 		t.Fatalf("read a stream that is gone: %+v, %v", d, err)
 	}
-	if b, err := bus.Probe(deadline(t), e.URL(), "SONDE"); err != nil || b.Stream != nil {
+	if b, err := bus.Probe(deadline(t), bus.NATSOptions{URL: e.URL(), Stream: "SONDE"}); err != nil || b.Stream != nil {
 		t.Fatalf("the looker-on made the stream: %+v, %v", b, err)
 	}
 }

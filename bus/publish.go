@@ -41,6 +41,7 @@ type publisher struct {
 	heard   time.Time // of the last answer, or of the first message that waits for one
 	highest uint64    // position that was acknowledged last
 	failure *failure  // of this attempt
+	stuck   string    // why nothing was taken for a while
 }
 
 // failure is why the window has to be published again.
@@ -203,4 +204,11 @@ func (p *publisher) close() {
 	for _, e := range entries {
 		p.giveUp(e, ErrClosed)
 	}
+}
+
+// trouble says why nothing was taken for a while, "" when something was.
+func (p *publisher) trouble() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stuck
 }

@@ -37,7 +37,7 @@ func (p *publisher) run() {
 
 // session sends over one connection until it ends.
 func (p *publisher) session(c *connection) {
-	inbox := nats.NewInbox()
+	inbox := c.nc.NewInbox()
 	answers, err := c.nc.Subscribe(inbox+".*.*", func(m *nats.Msg) { p.answer(inbox, m) })
 	if err == nil {
 		err = answers.SetPendingLimits(-1, -1) // one small answer for each message of the window
@@ -175,7 +175,7 @@ func (p *publisher) answer(inbox string, m *nats.Msg) {
 		e.copies++
 		p.failure = &failure{failedOrder, fmt.Errorf("position %d stands before its turn", seq)}
 	case f == nil && refused == nil:
-		e.answered, e.seq, p.highest = true, seq, seq
+		e.answered, e.seq, p.highest, p.stuck = true, seq, seq, ""
 		p.limit = min(2*p.limit, maxWindowMessages)
 	}
 	p.mu.Unlock()
@@ -189,7 +189,7 @@ func (p *publisher) answer(inbox string, m *nats.Msg) {
 // readAnswer is the position, why the window fails, or why the message is refused.
 func (n *NATS) readAnswer(m *nats.Msg) (seq uint64, duplicate bool, f *failure, refused error) {
 	if len(m.Data) == 0 {
-		return 0, false, &failure{failedUnavailable, errors.New("nobody stores the subject: the stream is missing")}, nil
+		return 0, false, &failure{failedUnavailable, errors.New("nobody stores the subject: the stream is missing, or has no leader")}, nil
 	}
 	var a publishAnswer
 	if err := json.Unmarshal(m.Data, &a); err != nil {
@@ -245,6 +245,9 @@ func (r *recovery) recover(p *publisher, c *connection, f *failure) {
 	p.n.metrics.failures.WithLabelValues(f.reason).Inc()
 	if !r.told && r.wait >= lastRedial {
 		r.told = true
+		p.mu.Lock()
+		p.stuck = "messages are not taken, " + f.reason + ": " + f.err.Error()
+		p.mu.Unlock()
 		p.n.log.Warn("the bus does not take messages; publishing waits", "reason", f.reason, "error", f.err)
 	}
 	sleep(c, r.wait)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +22,7 @@ func (o *NATSOptions) streamConfig() jetstream.StreamConfig {
 	}
 	return jetstream.StreamConfig{Name: o.Stream, Subjects: []string{Subjects}, Retention: jetstream.LimitsPolicy,
 		Discard: jetstream.DiscardNew, Storage: jetstream.FileStorage, MaxBytes: maxBytes, MaxMsgs: -1, MaxMsgsPerSubject: -1,
-		MaxMsgSize: -1, MaxConsumers: -1, Replicas: 1, Duplicates: dedupeWindow}
+		MaxMsgSize: -1, MaxConsumers: -1, Replicas: max(1, o.Replicas), Duplicates: dedupeWindow}
 }
 
 // ensureStream makes the stream when it is missing, and looks at one that exists.
@@ -94,23 +95,38 @@ func (n *NATS) checkStream(ctx context.Context, c *connection) error {
 		}
 		n.log.Info("changed the bound of the stream", "stream", n.o.Stream, "max_bytes", want.MaxBytes)
 	}
-	for _, d := range []struct {
-		what       string
-		have, want any
-	}{{"max_bytes", have.MaxBytes, want.MaxBytes}, {"max_msgs", have.MaxMsgs, want.MaxMsgs},
-		{"storage", have.Storage.String(), want.Storage.String()},
-		{"duplicate_window", have.Duplicates.String(), want.Duplicates.String()},
-		{"max_msg_size", int64(have.MaxMsgSize), int64(want.MaxMsgSize)}} {
-		if d.have != d.want {
-			n.log.Warn("the stream differs from the configuration; it is left as it is", "stream", n.o.Stream,
-				"limit", d.what, "stream_has", d.have, "configured", d.want)
-		}
+	for _, d := range n.o.differences(have) {
+		n.log.Warn("the stream differs from the configuration; it is left as it is", "stream", n.o.Stream,
+			"limit", d.what, "stream_has", d.have, "configured", d.want)
 	}
 	return nil
 }
 
+// difference is a limit that a stream of ours would have otherwise.
+type difference struct {
+	what       string
+	have, want any
+}
+
+func (d difference) String() string { return fmt.Sprintf("%s is %v, not %v", d.what, d.have, d.want) }
+
+func (o *NATSOptions) differences(have jetstream.StreamConfig) []difference {
+	want := o.streamConfig()
+	all := []difference{{"max_bytes", have.MaxBytes, want.MaxBytes}, {"max_msgs", have.MaxMsgs, want.MaxMsgs},
+		{"storage", have.Storage.String(), want.Storage.String()},
+		{"duplicate_window", have.Duplicates.String(), want.Duplicates.String()},
+		{"max_msg_size", int64(have.MaxMsgSize), int64(want.MaxMsgSize)}}
+	if o.Replicas > 0 { // else whoever made it chose
+		all = append(all, difference{"replicas", have.Replicas, want.Replicas})
+	}
+	return slices.DeleteFunc(all, func(d difference) bool { return d.have == d.want })
+}
+
 // Info implements Bus.
-func (n *NATS) Info(ctx context.Context) (info StreamInfo, err error) {
+func (n *NATS) Info(ctx context.Context, partition int) (info StreamInfo, err error) {
+	if err := checkPartition(n.o.Stream, partition, n.Partitions()); err != nil {
+		return info, err
+	}
 	err = n.link.call(ctx, func(ctx context.Context, c *connection) error {
 		i, err := n.ensureStream(ctx, c)
 		if err == nil {
@@ -138,7 +154,10 @@ func describeStream(i *jetstream.StreamInfo) StreamInfo {
 }
 
 // Trim implements Bus.
-func (n *NATS) Trim(ctx context.Context, below uint64) error {
+func (n *NATS) Trim(ctx context.Context, partition int, below uint64) error {
+	if err := checkPartition(n.o.Stream, partition, n.Partitions()); err != nil {
+		return err
+	}
 	return n.link.call(ctx, func(ctx context.Context, c *connection) error {
 		i, err := n.ensureStream(ctx, c)
 		if err != nil {

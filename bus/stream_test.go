@@ -84,7 +84,7 @@ func TestFullStreamMakesPublishWaitUntilTrim(t *testing.T) {
 		reader := subscribe(t, b, bus.SubscribeOptions{})
 		for got := 0; got < messages; {
 			d := next(t, reader)
-			info, err := b.Info(deadline(t))
+			info, err := b.Info(deadline(t), 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -94,7 +94,7 @@ func TestFullStreamMakesPublishWaitUntilTrim(t *testing.T) {
 			if string(d.Data) == string(p.payload(got)) {
 				got++
 			}
-			if err := b.Trim(deadline(t), d.Seq+1); err != nil {
+			if err := b.Trim(deadline(t), 0, d.Seq+1); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -115,7 +115,7 @@ func TestPositionsSurviveTheReaderAndSayWhenTheyAreGone(t *testing.T) {
 			p.publish(deadline(t), i)
 		}
 		p.check(t, 30)
-		info, err := b.Info(deadline(t))
+		info, err := b.Info(deadline(t), 0)
 		if err != nil || info.First != 1 || info.Last != 30 || info.Messages != 30 || info.Bytes < 1000 {
 			t.Fatalf("info %+v, %v", info, err)
 		}
@@ -126,7 +126,7 @@ func TestPositionsSurviveTheReaderAndSayWhenTheyAreGone(t *testing.T) {
 		running, late := subscribe(t, b, bus.SubscribeOptions{}), subscribe(t, b, bus.SubscribeOptions{From: bus.FromNew})
 		next(t, running)
 		for _, below := range []uint64{11, 5, 0} {
-			if err := b.Trim(deadline(t), below); err != nil {
+			if err := b.Trim(deadline(t), 0, below); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -142,10 +142,10 @@ func TestPositionsSurviveTheReaderAndSayWhenTheyAreGone(t *testing.T) {
 			t.Fatalf("from the first: %d", d.Seq)
 		}
 		// Far beyond the end: everything goes, and positions go on where they were.
-		if err := b.Trim(deadline(t), 1000); err != nil {
+		if err := b.Trim(deadline(t), 0, 1000); err != nil {
 			t.Fatal(err)
 		}
-		if info, err = b.Info(deadline(t)); err != nil || info.First != 31 || info.Last != 30 || info.Messages != 0 {
+		if info, err = b.Info(deadline(t), 0); err != nil || info.First != 31 || info.Last != 30 || info.Messages != 0 {
 			t.Fatalf("info of an empty stream %+v, %v", info, err)
 		}
 		p.publish(deadline(t), 30)
@@ -170,7 +170,7 @@ func TestReaderThatTrimOvertakesHearsOfIt(t *testing.T) {
 		}
 		p.waiting.Wait()
 		next(t, reader)
-		if err := b.Trim(deadline(t), messages); err != nil {
+		if err := b.Trim(deadline(t), 0, messages); err != nil {
 			t.Fatal(err)
 		}
 		for want := uint64(2); ; want++ {
@@ -195,7 +195,7 @@ func TestStreamThatIsMadeAnewIsNotReadOnWithOldPositions(t *testing.T) {
 			p.publish(deadline(t), i)
 		}
 		p.check(t, 10)
-		before, err := b.Info(deadline(t))
+		before, err := b.Info(deadline(t), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -215,11 +215,11 @@ func TestStreamThatIsMadeAnewIsNotReadOnWithOldPositions(t *testing.T) {
 				t.Errorf("%s: got %d, %v", name, d.Seq, err)
 			}
 			// Until the reader gave up its positions, they must not trim the new stream.
-			if err := b.Trim(deadline(t), 10); name != "beyond end" && !errors.Is(err, bus.ErrIncarnation) {
+			if err := b.Trim(deadline(t), 0, 10); name != "beyond end" && !errors.Is(err, bus.ErrIncarnation) {
 				t.Errorf("trim with positions of a stream that is gone: %v", err)
 			}
 		}
-		after, err := b.Info(deadline(t))
+		after, err := b.Info(deadline(t), 0)
 		if err != nil || after.Incarnation == before.Incarnation || after.Messages != 20 {
 			t.Fatalf("before %+v, after %+v, %v", before, after, err)
 		}
@@ -331,7 +331,7 @@ func TestContextsEndWhatWaits(t *testing.T) {
 		if err := p.publish(deadline(t), 8); !errors.Is(err, bus.ErrClosed) {
 			t.Errorf("publish to a closed bus: %v", err)
 		}
-		if _, err := b.Info(deadline(t)); !errors.Is(err, bus.ErrClosed) {
+		if _, err := b.Info(deadline(t), 0); !errors.Is(err, bus.ErrClosed) {
 			t.Errorf("info of a closed bus: %v", err)
 		}
 	})
@@ -392,11 +392,11 @@ func TestConnectedSaysWhetherTheBrokerIsThere(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 		defer cancel()
-		if _, err := b.Info(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := b.Info(ctx, 0); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("info without a broker: %v", err)
 		}
 		k.up(t)
-		if _, err := b.Info(deadline(t)); err != nil || !b.Connected() {
+		if _, err := b.Info(deadline(t), 0); err != nil || !b.Connected() {
 			t.Errorf("after it came back: %v, connected %v", err, b.Connected())
 		}
 	})

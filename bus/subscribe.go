@@ -46,6 +46,9 @@ type subscription struct {
 // is noticed only when the reader has to start a new consumer, and may then be told
 // although it took only messages of others.
 func (n *NATS) Subscribe(ctx context.Context, o SubscribeOptions) (Subscription, error) {
+	if err := checkPartition(n.o.Stream, o.Partition, n.Partitions()); err != nil {
+		return nil, err
+	}
 	s := &subscription{n: n, filters: o.Filters, place: place{next: o.From, incarnation: o.Incarnation}, idle: idleCheck}
 	if !overlap(o.Filters) { // the broker takes no filters that overlap
 		s.atNATS = o.Filters
@@ -53,7 +56,7 @@ func (n *NATS) Subscribe(ctx context.Context, o SubscribeOptions) (Subscription,
 	s.ctx, s.cancel = context.WithCancel(n.link.ctx)
 	if o.From == FromNew || o.Incarnation == "" {
 		// What "new" and "any" mean is decided now, not at the first Next.
-		info, err := n.Info(ctx)
+		info, err := n.Info(ctx, o.Partition)
 		if err != nil {
 			s.cancel()
 			return nil, fmt.Errorf("subscribe: %w", err)
@@ -121,7 +124,7 @@ func (s *subscription) wait(ctx context.Context) (jetstream.Msg, error) {
 func (s *subscription) skip(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	info, err := s.n.Info(ctx)
+	info, err := s.n.Info(ctx, 0)
 	if err != nil || !s.belongs(info.Incarnation) || info.Last < s.next {
 		return
 	}
@@ -147,7 +150,7 @@ func (s *subscription) take(ctx context.Context, m jetstream.Msg) (d Delivery, o
 		return d, false
 	case seq > s.next && len(s.atNATS) == 0:
 		// Only Trim takes messages away.
-		info, err := s.n.Info(ctx)
+		info, err := s.n.Info(ctx, 0)
 		if err != nil {
 			s.drop()
 			return d, false

@@ -215,7 +215,7 @@ func lakeOf(t testing.TB, b *bustest.Bus) string {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(ctx) }()
-	info, err := b.Info(ctx)
+	info, err := b.Info(ctx, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,10 +38,7 @@ type Bus struct {
 	closed      bool
 	window      int
 	maxBytes    uint64
-	incarnation int
-	first       uint64 // position of messages[0]
-	bytes       uint64
-	messages    []bus.Delivery
+	partitions  []partition
 	pending     []*pending
 	pendingSize int
 	servers     map[string]func([]byte) []byte
@@ -49,6 +46,19 @@ type Bus struct {
 	hearings    map[*hearing]bool
 	worker      sync.WaitGroup
 }
+
+// partition is what one partition of the stream holds.
+type partition struct {
+	incarnation int
+	first       uint64 // position of messages[0]
+	bytes       uint64
+	messages    []bus.Delivery
+}
+
+func (p *partition) name() string { return fmt.Sprintf("incarnation-%d", p.incarnation) }
+
+// end is the position that the next message gets.
+func (p *partition) end() uint64 { return p.first + uint64(len(p.messages)) }
 
 // pending is a message that is not acknowledged.
 type pending struct {
@@ -59,13 +69,22 @@ type pending struct {
 	stopWait func() bool
 }
 
-// New is a bus whose broker runs and takes everything at once.
-func New() *Bus {
-	b := &Bus{changed: make(chan struct{}), window: 64 << 20, first: 1, incarnation: 1,
+// New is a bus of one partition whose broker runs and takes everything at once.
+func New() *Bus { return NewPartitioned(1) }
+
+// NewPartitioned is one of so many partitions.
+func NewPartitioned(partitions int) *Bus {
+	b := &Bus{changed: make(chan struct{}), window: 64 << 20, partitions: make([]partition, partitions),
 		servers: map[string]func([]byte) []byte{}, open: map[*subscription]bool{}, hearings: map[*hearing]bool{}}
+	for i := range b.partitions {
+		b.partitions[i] = partition{incarnation: 1, first: 1}
+	}
 	b.worker.Go(b.work)
 	return b
 }
+
+// Partitions implements bus.Bus.
+func (b *Bus) Partitions() int { return len(b.partitions) }
 
 // OnPublish sets what decides the fate of each attempt, counted from 1 for each
 // message. It must not call the bus. nil takes everything.
@@ -77,7 +96,8 @@ func (b *Bus) SetDelay(d time.Duration) { b.set(func() { b.delay = d }) }
 // SetWindow bounds the bytes that are published and not acknowledged.
 func (b *Bus) SetWindow(n int) { b.set(func() { b.window = n }) }
 
-// SetMaxBytes bounds the stream. A full stream takes nothing until Trim. 0: no bound.
+// SetMaxBytes bounds the stream, each partition to its share. A full partition takes
+// nothing until Trim. 0: no bound.
 func (b *Bus) SetMaxBytes(n uint64) { b.set(func() { b.maxBytes = n }) }
 
 // Stop takes the broker away: nothing is taken, delivered or answered.
@@ -86,16 +106,27 @@ func (b *Bus) Stop() { b.set(func() { b.stopped = true }) }
 // Start brings the broker back with what it held.
 func (b *Bus) Start() { b.set(func() { b.stopped = false }) }
 
-// Recreate makes the stream anew: it is empty, and positions start over.
+// Recreate makes all partitions anew: they are empty, and positions start over.
 func (b *Bus) Recreate() {
-	b.set(func() { b.incarnation, b.first, b.bytes, b.messages = b.incarnation+1, 1, 0, nil })
+	for i := range b.partitions {
+		b.RecreatePartition(i)
+	}
 }
 
-// Messages is what the stream holds. Their data must not be changed.
-func (b *Bus) Messages() []bus.Delivery {
+// RecreatePartition makes one partition anew.
+func (b *Bus) RecreatePartition(i int) {
+	b.set(func() { b.partitions[i] = partition{incarnation: b.partitions[i].incarnation + 1, first: 1} })
+}
+
+// Messages is what the stream holds, partition by partition. Their data must not be
+// changed.
+func (b *Bus) Messages() (all []bus.Delivery) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return slices.Clone(b.messages)
+	for i := range b.partitions {
+		all = append(all, b.partitions[i].messages...)
+	}
+	return all
 }
 
 func (b *Bus) set(change func()) {
@@ -184,8 +215,8 @@ func (b *Bus) work() {
 	}
 }
 
-// step answers what ended and tries the first message once. busy asks to be
-// called again at once.
+// step answers what ended and tries the first message once whose partition has room.
+// busy asks to be called again at once.
 func (b *Bus) step() (answers []answer, busy bool) {
 	b.pending = slices.DeleteFunc(b.pending, func(p *pending) bool {
 		err := p.ctx.Err()
@@ -201,12 +232,13 @@ func (b *Bus) step() (answers []answer, busy bool) {
 	if len(b.pending) == 0 || b.stopped || len(answers) > 0 {
 		return answers, false
 	}
-	p := b.pending[0]
-	if !bus.ValidSubject(p.m.Subject) || !bus.Match(bus.Subjects, p.m.Subject) || len(p.m.Data) > bus.MaxPayloadBytes {
-		return []answer{b.settle(p, 0, fmt.Errorf("publish to %q: %w", p.m.Subject, bus.ErrRefused))}, true
-	}
-	if b.maxBytes > 0 && b.bytes+uint64(len(p.m.Data)) > b.maxBytes {
+	i := b.firstWithRoom()
+	if i < 0 {
 		return nil, false
+	}
+	p := b.pending[i]
+	if refused(&p.m) {
+		return []answer{b.settle(p, 0, fmt.Errorf("publish to %q: %w", p.m.Subject, bus.ErrRefused))}, true
 	}
 	p.attempts++
 	fate := Take
@@ -217,7 +249,7 @@ func (b *Bus) step() (answers []answer, busy bool) {
 	case Fail:
 		return nil, true
 	case LoseAcks:
-		for _, p := range b.pending {
+		for _, p := range b.pending[i:] {
 			b.store(p.m)
 		}
 		return nil, true
@@ -229,9 +261,35 @@ func (b *Bus) step() (answers []answer, busy bool) {
 	return []answer{b.settle(p, b.store(p.m), nil)}, true
 }
 
-// settle takes the first message out of the window.
+func refused(m *bus.Message) bool {
+	return !bus.ValidSubject(m.Subject) || !bus.Match(bus.Subjects, m.Subject) || len(m.Data) > bus.MaxPayloadBytes
+}
+
+// firstWithRoom is the first message that can be answered now, -1 for none: its
+// partition takes it, or nobody ever does. Nothing overtakes in a partition.
+func (b *Bus) firstWithRoom() int {
+	full := make([]bool, len(b.partitions))
+	for i, p := range b.pending {
+		at := b.partitionOf(p.m.Subject)
+		switch {
+		case full[at]:
+		case b.maxBytes == 0 || refused(&p.m) || b.partitions[at].bytes+uint64(len(p.m.Data)) <= b.share():
+			return i
+		default:
+			full[at] = true
+		}
+	}
+	return -1
+}
+
+func (b *Bus) partitionOf(subject string) int { return bus.PartitionOf(subject, len(b.partitions)) }
+
+// share is the bound of each partition.
+func (b *Bus) share() uint64 { return b.maxBytes / uint64(len(b.partitions)) }
+
+// settle takes a message out of the window.
 func (b *Bus) settle(p *pending, seq uint64, err error) answer {
-	b.pending = slices.Delete(b.pending, 0, 1)
+	b.pending = slices.DeleteFunc(b.pending, func(q *pending) bool { return q == p })
 	b.leave(p)
 	return answer{p, seq, err}
 }
@@ -242,10 +300,12 @@ func (b *Bus) leave(p *pending) {
 }
 
 func (b *Bus) store(m bus.Message) uint64 {
-	seq := b.first + uint64(len(b.messages))
-	b.messages = append(b.messages, bus.Delivery{Seq: seq, Subject: m.Subject, Data: bytes.Clone(m.Data),
+	i := b.partitionOf(m.Subject)
+	p := &b.partitions[i]
+	seq := p.end()
+	p.messages = append(p.messages, bus.Delivery{Partition: i, Seq: seq, Subject: m.Subject, Data: bytes.Clone(m.Data),
 		Stored: time.Now()})
-	b.bytes += uint64(len(m.Data))
+	p.bytes += uint64(len(m.Data))
 	for h := range b.hearings {
 		h.put(m)
 	}
@@ -254,37 +314,47 @@ func (b *Bus) store(m bus.Message) uint64 {
 }
 
 // Info implements bus.Bus.
-func (b *Bus) Info(ctx context.Context) (info bus.StreamInfo, err error) {
+func (b *Bus) Info(ctx context.Context, partition int) (info bus.StreamInfo, err error) {
+	if err := b.check(partition); err != nil {
+		return info, err
+	}
 	err = b.wait(ctx, func() (bool, error) {
-		info = bus.StreamInfo{Name: "TEST", Incarnation: b.name(), First: b.first, Last: b.end() - 1,
-			Messages: uint64(len(b.messages)), Bytes: b.bytes, MaxBytes: b.maxBytes}
+		p := &b.partitions[partition]
+		info = bus.StreamInfo{Name: "TEST", Partition: partition, Incarnation: p.name(), First: p.first, Last: p.end() - 1,
+			Messages: uint64(len(p.messages)), Bytes: p.bytes, MaxBytes: b.share()}
 		return !b.stopped, nil
 	})
 	return info, err
 }
 
-func (b *Bus) name() string { return fmt.Sprintf("incarnation-%d", b.incarnation) }
-
-// end is the position that the next message gets.
-func (b *Bus) end() uint64 { return b.first + uint64(len(b.messages)) }
+func (b *Bus) check(partition int) error {
+	if partition < 0 || partition >= len(b.partitions) {
+		return fmt.Errorf("stream TEST has no partition %d; it has %d, counted from 0", partition, len(b.partitions))
+	}
+	return nil
+}
 
 // Trim implements bus.Bus.
-func (b *Bus) Trim(ctx context.Context, below uint64) error {
+func (b *Bus) Trim(ctx context.Context, partition int, below uint64) error {
+	if err := b.check(partition); err != nil {
+		return err
+	}
 	return b.wait(ctx, func() (bool, error) {
 		if b.stopped {
 			return false, nil
 		}
+		p := &b.partitions[partition]
 		for s := range b.open {
-			if s.incarnation != b.name() {
-				return false, fmt.Errorf("the stream is %s, not %s: %w", b.name(), s.incarnation, bus.ErrIncarnation)
+			if s.partition == partition && s.incarnation != p.name() {
+				return false, fmt.Errorf("the stream is %s, not %s: %w", p.name(), s.incarnation, bus.ErrIncarnation)
 			}
 		}
-		n := int(min(max(below, b.first), b.end()) - b.first)
-		for _, m := range b.messages[:n] {
-			b.bytes -= uint64(len(m.Data))
+		n := int(min(max(below, p.first), p.end()) - p.first)
+		for _, m := range p.messages[:n] {
+			p.bytes -= uint64(len(m.Data))
 		}
-		b.messages = slices.Clone(b.messages[n:])
-		b.first += uint64(n)
+		p.messages = slices.Clone(p.messages[n:])
+		p.first += uint64(n)
 		b.wake()
 		return true, nil
 	})

@@ -2,6 +2,7 @@ package bustest
 
 import (
 	"bytes"
+	"errors"
 	"sync"
 
 	"sonde/bus"
@@ -46,4 +47,31 @@ func (h *hearing) put(m bus.Message) {
 	case h.queue <- bus.Message{Subject: m.Subject, Data: bytes.Clone(m.Data)}:
 	default:
 	}
+}
+
+// Broadcast implements bus.Bus. A stopped broker tells nothing.
+func (b *Bus) Broadcast(subject string, data []byte) error {
+	if err := bus.CheckBroadcast(subject, data); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closed:
+		return bus.ErrClosed
+	case b.stopped:
+		return errors.New("broadcast on " + subject + ": the broker is away")
+	}
+	for h := range b.hearings {
+		h.put(bus.Message{Subject: subject, Data: data})
+	}
+	return nil
+}
+
+// Listen implements bus.Bus.
+func (b *Bus) Listen(subject string, hear func(data []byte)) (stop func(), err error) {
+	if err := bus.CheckBroadcast(subject, nil); err != nil {
+		return nil, err
+	}
+	return b.Hear([]string{subject}, func(_ string, data []byte) { hear(data) })
 }

@@ -12,6 +12,7 @@ import (
 // subscription reads from next on.
 type subscription struct {
 	b           *Bus
+	partition   int
 	filters     []string
 	next        uint64
 	incarnation string
@@ -21,16 +22,21 @@ type subscription struct {
 
 // Subscribe implements bus.Bus.
 func (b *Bus) Subscribe(ctx context.Context, o bus.SubscribeOptions) (bus.Subscription, error) {
-	s := &subscription{b: b, filters: o.Filters, next: o.From, incarnation: o.Incarnation, closed: make(chan struct{})}
+	if err := b.check(o.Partition); err != nil {
+		return nil, err
+	}
+	s := &subscription{b: b, partition: o.Partition, filters: o.Filters, next: o.From, incarnation: o.Incarnation,
+		closed: make(chan struct{})}
 	err := b.wait(ctx, func() (bool, error) {
+		p := &b.partitions[s.partition]
 		if s.incarnation == "" {
-			s.incarnation = b.name()
+			s.incarnation = p.name()
 		}
 		switch s.next {
 		case 0:
-			s.next = b.first
+			s.next = p.first
 		case bus.FromNew:
-			s.next = b.end()
+			s.next = p.end()
 		}
 		if !b.stopped {
 			b.open[s] = true
@@ -60,20 +66,20 @@ func (s *subscription) Next(ctx context.Context) (d bus.Delivery, err error) {
 
 // take takes the next message that matches. The bus is locked.
 func (s *subscription) take(d *bus.Delivery) (bool, error) {
-	b := s.b
+	p := &s.b.partitions[s.partition]
 	switch {
-	case b.stopped:
+	case s.b.stopped:
 		return false, nil
-	case s.incarnation != b.name():
-		return false, fmt.Errorf("the stream is %s, not %s: %w", b.name(), s.incarnation, bus.ErrIncarnation)
-	case s.next > b.end():
-		return false, fmt.Errorf("position %d is wanted and the stream ends at %d: %w", s.next, b.end()-1,
+	case s.incarnation != p.name():
+		return false, fmt.Errorf("the stream is %s, not %s: %w", p.name(), s.incarnation, bus.ErrIncarnation)
+	case s.next > p.end():
+		return false, fmt.Errorf("position %d is wanted and the stream ends at %d: %w", s.next, p.end()-1,
 			bus.ErrIncarnation)
-	case s.next < b.first:
-		return false, &bus.TrimmedError{Want: s.next, First: b.first}
+	case s.next < p.first:
+		return false, &bus.TrimmedError{Want: s.next, First: p.first}
 	}
-	for ; s.next < b.end(); s.next++ {
-		m := b.messages[s.next-b.first]
+	for ; s.next < p.end(); s.next++ {
+		m := p.messages[s.next-p.first]
 		if bus.MatchAny(s.filters, m.Subject) {
 			*d, s.next = m, s.next+1
 			d.Data = bytes.Clone(m.Data)

@@ -81,8 +81,8 @@ type stalled struct {
 	asked chan struct{} // closed once somebody asked about the stream
 }
 
-func (s *stalled) Info(ctx context.Context) (bus.StreamInfo, error) {
-	info, err := s.Bus.Info(ctx)
+func (s *stalled) Info(ctx context.Context, partition int) (bus.StreamInfo, error) {
+	info, err := s.Bus.Info(ctx, partition)
 	s.once.Do(func() { close(s.asked) })
 	return info, err
 }

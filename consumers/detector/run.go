@@ -267,7 +267,7 @@ type startPoint struct {
 // start finds the first message of the last minutes, so that the requests that are
 // open now are known from their opening on. The stream is searched by halving.
 func (r *Detector) start(ctx context.Context) (startPoint, error) {
-	info, err := r.o.Bus.Info(ctx)
+	info, err := r.o.Bus.Info(ctx, 0)
 	if err != nil {
 		return startPoint{}, err
 	}

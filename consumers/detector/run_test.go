@@ -199,7 +199,7 @@ func TestAStartReadsOnlyTheLastMinutes(t *testing.T) {
 	if point, err = k.r.start(context.Background()); err != nil || point.from != 1 {
 		t.Errorf("starts at %+v, want 1: %v", point, err)
 	}
-	if err := b.Trim(context.Background(), 5); err != nil {
+	if err := b.Trim(context.Background(), 0, 5); err != nil {
 		t.Fatal(err)
 	}
 	if point, err = k.r.start(context.Background()); err != nil || point.from != 5 {

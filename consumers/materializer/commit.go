@@ -158,7 +158,7 @@ func (m *Materializer) trim(ctx context.Context) {
 	if below <= info.First {
 		return
 	}
-	if err := m.o.Bus.Trim(ctx, below); err != nil && ctx.Err() == nil {
+	if err := m.o.Bus.Trim(ctx, 0, below); err != nil && ctx.Err() == nil {
 		m.log.Warn("trim the stream", "below", below, "error", err)
 	}
 }
@@ -167,7 +167,7 @@ func (m *Materializer) trim(ctx context.Context) {
 func (m *Materializer) measureLag(ctx context.Context) (bus.StreamInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, busTimeout)
 	defer cancel()
-	info, err := m.o.Bus.Info(ctx)
+	info, err := m.o.Bus.Info(ctx, 0)
 	if err == nil {
 		m.metrics.lag.Set(float64(info.Last + 1 - min(info.Last+1, m.committed.Load())))
 	}

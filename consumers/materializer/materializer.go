@@ -210,7 +210,7 @@ func (m *Materializer) open(ctx context.Context) error {
 // table, or ends before the table's position, it is read from its start: the
 // chains still know which rows the table has.
 func (m *Materializer) start(ctx context.Context, s commitlog.Source) (commitlog.Source, error) {
-	info, err := m.o.Bus.Info(ctx)
+	info, err := m.o.Bus.Info(ctx, 0)
 	if err != nil {
 		return s, err
 	}

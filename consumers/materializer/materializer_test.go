@@ -70,7 +70,7 @@ func start(t testing.TB, o Options) *running {
 // drain waits until everything on the bus is committed.
 func (r *running) drain() {
 	r.t.Helper()
-	info, err := r.b.Info(context.Background())
+	info, err := r.b.Info(context.Background(), 0)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -320,7 +320,7 @@ func TestReadersSeeWholeCommitsWhileItWrites(t *testing.T) {
 	var l *lakehouse.Lake
 	last := -1
 	for done := false; !done; {
-		info, err := b.Info(context.Background())
+		info, err := b.Info(context.Background(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -364,7 +364,7 @@ func TestTheStreamIsTrimmedOnlyBehindTheCommit(t *testing.T) {
 		n := min(10, len(messages))
 		publish(t, b, messages[:n])
 		messages = messages[n:]
-		info, err := b.Info(context.Background())
+		info, err := b.Info(context.Background(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -374,7 +374,7 @@ func TestTheStreamIsTrimmedOnlyBehindTheCommit(t *testing.T) {
 	}
 	run.drain()
 	for { // one more commit interval
-		info, err := b.Info(context.Background())
+		info, err := b.Info(context.Background(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -429,7 +429,7 @@ func TestMessagesThatWereTrimmedBeforeTheyWereReadAreCounted(t *testing.T) {
 	publish(t, b, messages[:10])
 	materialize(t, options(b, lake))
 	publish(t, b, messages[10:])
-	if err := b.Trim(context.Background(), 16); err != nil {
+	if err := b.Trim(context.Background(), 0, 16); err != nil {
 		t.Fatal(err)
 	}
 	m := materialize(t, options(b, lake))

@@ -177,7 +177,7 @@ func fillStream(ctx context.Context, dir, subject string, messages [][]byte) (l 
 	for range messages {
 		err = errors.Join(err, <-acks)
 	}
-	info, infoErr := l.bus.Info(ctx)
+	info, infoErr := l.bus.Info(ctx, 0)
 	if err := errors.Join(err, infoErr); err != nil {
 		l.close()
 		return nil, err

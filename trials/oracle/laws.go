@@ -66,7 +66,7 @@ func Pending(ctx context.Context, busURL, lakeDir string) (uint64, error) {
 		return 0, fmt.Errorf("count the messages that the lake has not taken: %w", err)
 	}
 	defer b.Close()
-	info, err := b.Info(ctx)
+	info, err := b.Info(ctx, 0)
 	if err != nil {
 		return 0, fmt.Errorf("count the messages that the lake has not taken: %w", err)
 	}

@@ -256,7 +256,7 @@ func TestAPositionThatDoesNotExistYetIsAnError(t *testing.T) {
 
 func TestATapGoesOnBehindWhatWasTrimmedAndRecreated(t *testing.T) {
 	b := story(t)
-	if err := b.Trim(t.Context(), 4); err != nil {
+	if err := b.Trim(t.Context(), 0, 4); err != nil {
 		t.Fatal(err)
 	}
 	text := show(t, b, Options{From: 2}, lines(4))

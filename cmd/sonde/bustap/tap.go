@@ -44,7 +44,7 @@ type tap struct {
 func Tap(ctx context.Context, b bus.Bus, o Options) error {
 	t := &tap{o: o, ends: map[schema.ChainKey]schema.Cursor{}, meter: meter{perS: float64(o.Rate)}}
 	if o.From != 0 && o.From != bus.FromNew {
-		info, err := b.Info(ctx)
+		info, err := b.Info(ctx, 0)
 		if err != nil {
 			return ended(ctx, err)
 		}

@@ -189,7 +189,7 @@ func (p *Pipeline) drain(ctx context.Context, hopeless func() string) error {
 	if p.lake == nil {
 		return nil
 	}
-	info, err := p.bus.Info(ctx)
+	info, err := p.bus.Info(ctx, 0)
 	if err != nil {
 		return fmt.Errorf("drain: ask the bus for its last position: %w", err)
 	}
