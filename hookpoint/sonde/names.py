@@ -249,6 +249,8 @@ def _recognise(modules: dict[str, nn.Module], decoder: nn.Module | None) -> tupl
     for path, module in sorted(modules.items(), key=lambda item: id(item[1]) not in inside):
         if not isinstance(module, nn.ModuleList) or not len(module):
             continue
+        if f"{path}.0.self_attn.attn" in modules:  # vLLM, whose layers return the stream in two parts: see its plug-in
+            return None, []
         for family in FAMILIES:
             if f"{path}.0.{family.probe}" in modules:
                 return family, [f"{path}.{i}" for i in range(len(module))]

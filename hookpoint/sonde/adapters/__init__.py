@@ -1,0 +1,1 @@
+"""Adapters: how serving engines tell Sonde whose rows they compute; see `contract`."""
