@@ -22,6 +22,7 @@ var words = map[string][]string{
 
 // ranges holds the smallest and the largest value of whole numbers.
 var ranges = map[string][2]int{
+	"bus.nats.replicas":               {0, 5},
 	"bus.kafka.replicas":              {0, 100},
 	"bus.kafka.min_insync_replicas":   {0, 100},
 	"agent.linger_ms":                 {1, 60_000},
@@ -42,7 +43,9 @@ const port = `(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[0-5]?[0-9
 // patterns are what texts must look like, in the regular expressions of JSON
 // Schema. They are for editors and refuse nothing that the checks allow.
 var patterns = map[string]string{
-	"bus.url":                      `^((nats|tls)://[^@/:]+(:` + port + `)?/?)?$`,
+	"bus.url": `^((nats|tls)://[^@/:,]+(:` + port + `)?/?(,(nats|tls)://[^@/:,]+(:` + port +
+		`)?/?)*)?$`,
+	"bus.nats.inbox_prefix":        `^([A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)?$`,
 	"bus.stream":                   streamPattern.String(),
 	"bus.embedded.store_dir":       `.`,
 	"bus.embedded.listen":          `^(.*:` + port + `)?$`,

@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"net"
-	"net/url"
 	pathpkg "path"
 	"path/filepath"
 	"strconv"
@@ -40,18 +39,7 @@ func (w *walk) checkBus(b Bus) {
 	if !streamPattern.MatchString(b.Stream) {
 		w.wrong("bus.stream", "not a stream name; write letters, digits, - and _, like SONDE")
 	}
-	if b.URL != "" {
-		u, err := url.Parse(b.URL)
-		if err != nil || u.Host == "" || (u.Scheme != "nats" && u.Scheme != "tls") {
-			w.wrong("bus.url", "not the address of a NATS server; write nats://host:4222")
-		} else if u.User != nil {
-			w.secret("bus.url", "holds a login; write bus.user, and the password into "+PasswordVariable+
-				" or the file named by bus.password_file")
-		}
-		if _, both := w.lines["bus.embedded"]; both {
-			w.wrong("bus.embedded", "the embedded bus does not run beside bus.url; remove one of the two")
-		}
-	}
+	w.checkNATS(b)
 	if b.URL == "" && !b.UsesKafka() && (b.User != "" || b.PasswordFile != "") {
 		w.missing("bus", "bus.user", "a login without bus.url; the embedded bus has none, so write bus.url or remove it")
 	}

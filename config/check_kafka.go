@@ -52,10 +52,5 @@ func (w *walk) checkKafkaLogin(b Bus) {
 	case k.SASL == "plain" && !k.TLS.Enabled:
 		w.wrong("bus.kafka.sasl", "sends the password in the clear; write bus.kafka.tls.enabled: true, or scram-sha-512")
 	}
-	if !k.TLS.Enabled && (k.TLS.CAFile != "" || k.TLS.CertFile != "" || k.TLS.KeyFile != "") {
-		w.missing("bus.kafka.tls", "bus.kafka.tls.enabled", "files without TLS; write enabled: true, or remove them")
-	}
-	if (k.TLS.CertFile == "") != (k.TLS.KeyFile == "") {
-		w.missing("bus.kafka.tls", "bus.kafka.tls.cert_file", "a certificate and its key go together; write both or none")
-	}
+	w.checkTLS("bus.kafka.tls", k.TLS, k.TLS.Enabled)
 }

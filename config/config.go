@@ -19,13 +19,15 @@ type Config struct {
 	Log          Log          `yaml:"log"`
 }
 
-// Bus says where messages go: to a NATS server of one's own at URL, to a Kafka
+// Bus says where messages go: to a NATS server of one's own at URL, where several
+// servers of a cluster stand with commas between them, to a Kafka
 // cluster, or to the NATS server inside this binary.
 type Bus struct {
 	URL          string   `yaml:"url"`
 	User         string   `yaml:"user"`
 	PasswordFile string   `yaml:"password_file"`
 	Embedded     Embedded `yaml:"embedded"`
+	NATS         NATS     `yaml:"nats"`
 	Kafka        Kafka    `yaml:"kafka"`
 	Stream       string   `yaml:"stream"`
 }
@@ -38,6 +40,15 @@ type Embedded struct {
 	Sync        string `yaml:"sync"`   // always | interval
 	MaxBytes    Size   `yaml:"max_bytes"`
 	RetainBytes Size   `yaml:"retain_bytes"`
+}
+
+// NATS says how a NATS server of one's own is used, beside Bus.URL and Bus.User.
+type NATS struct {
+	Replicas    int    `yaml:"replicas"`     // of a stream that is made; 0: 1
+	NKeyFile    string `yaml:"nkey_file"`    // seed of a user key
+	CredsFile   string `yaml:"creds_file"`   // JWT and seed
+	InboxPrefix string `yaml:"inbox_prefix"` // of answers; empty: _INBOX
+	TLS         TLS    `yaml:"tls"`
 }
 
 // Kafka configures a Kafka cluster of one's own. It is used when Brokers names one.
@@ -61,6 +72,9 @@ type TLS struct {
 
 // UsesKafka says whether messages go to a Kafka cluster.
 func (b Bus) UsesKafka() bool { return len(b.Kafka.Brokers) > 0 }
+
+// NATSUsesTLS says whether the NATS server of one's own must speak TLS.
+func (b Bus) NATSUsesTLS() bool { return b.NATS.TLS.Enabled || strings.Contains(b.URL, "tls://") }
 
 // UsesEmbedded says whether messages go to the NATS server inside this binary.
 func (b Bus) UsesEmbedded() bool { return b.URL == "" && !b.UsesKafka() }

@@ -46,9 +46,13 @@ func schemaOf(t reflect.Type, path string, texts map[string]string) map[string]a
 		if keys := needed[path]; keys != nil {
 			out["required"] = keys
 		}
-		if path == "bus" {
-			out["allOf"] = []any{never("url", "kafka"), never("url", "embedded"), never("kafka", "embedded")}
-			out["dependentSchemas"] = map[string]any{"user": map[string]any{"anyOf": []any{
+		switch path {
+		case "bus.nats":
+			out["allOf"] = []any{never("nkey_file", "creds_file")}
+		case "bus":
+			out["allOf"] = []any{never("url", "kafka"), never("url", "embedded"), never("kafka", "embedded"),
+				never("nats", "kafka"), never("nats", "embedded")}
+			out["dependentSchemas"] = map[string]any{"nats": map[string]any{"required": []string{"url"}}, "user": map[string]any{"anyOf": []any{
 				map[string]any{"required": []string{"url"}}, map[string]any{"required": []string{"kafka"}}}}}
 		}
 	case t.Kind() == reflect.Slice:

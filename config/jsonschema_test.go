@@ -17,7 +17,8 @@ import (
 var onlyParse = []string{"alias", "bad_layers", "control_character", "directive", "hook_pattern_open", "huge_size",
 	"inflight_below_batch", "kafka_and_url_by_value", "kafka_certificate_without_key", "kafka_files_without_tls",
 	"kafka_login_without_sasl", "kafka_more_in_sync_than_replicas", "kafka_password_in_the_clear",
-	"kafka_retain_more_than_all", "kafka_sasl_without_login", "merge_key", "one_folder_for_two", "size_too_large",
+	"kafka_retain_more_than_all", "kafka_sasl_without_login", "merge_key", "nats_certificate_without_key",
+	"nats_files_without_tls", "nats_user_and_key", "one_folder_for_two", "size_too_large",
 	"password_in_broken_line", "syntax", "tabs", "two_documents", "written_twice", "written_twice_as_label"}
 
 // An editor must not call a file right that sonde validate refuses, as far as a

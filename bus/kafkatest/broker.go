@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"sonde/bus/wiretest"
 	"sonde/internal/notrun"
 )
 
@@ -108,7 +108,7 @@ func Start(o Options) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(3)
+	ports, err := wiretest.FreePorts(3)
 	if err != nil {
 		return nil, err
 	}
@@ -125,20 +125,6 @@ func Start(o Options) (*Broker, error) {
 }
 
 func (b *Broker) path(name string) string { return filepath.Join(b.o.Dir, name) }
-
-// freePorts finds addresses that nobody listens on.
-func freePorts(n int) ([]string, error) {
-	var out []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		out = append(out, l.Addr().String())
-	}
-	return out, nil
-}
 
 const logging = `rootLogger.level = INFO
 rootLogger.appenderRef.console.ref = console

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -126,24 +125,24 @@ func openExistingBus(c *cobra.Command, conf config.Bus) (bus.Bus, error) {
 	if conf.UsesKafka() {
 		return openExistingKafka(c, conf)
 	}
-	address, err := pipeline.BrokerURL(conf)
+	o, err := pipeline.NATSOptions(conf)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(c.Context(), probeLimit)
 	defer cancel()
-	broker, err := bus.Probe(ctx, address, conf.Stream)
+	broker, err := bus.Probe(ctx, o)
 	if err != nil {
 		return nil, fmt.Errorf("reach the bus at %s: %w; start sonde run, or name its configuration with --config",
-			redacted(address), err)
+			o.URL, err)
 	}
 	if broker.Stream == nil {
 		return nil, fmt.Errorf("find stream %s at %s: it does not exist; start sonde run, which makes it", conf.Stream,
-			redacted(address))
+			o.URL)
 	}
-	log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	return bus.OpenNATS(ctx, bus.NATSOptions{URL: address, Stream: conf.Stream, MaxBytes: int64(broker.Stream.MaxBytes),
-		MustExist: true, Logger: log})
+	o.MaxBytes, o.MustExist, o.Replicas = int64(broker.Stream.MaxBytes), true, 0
+	o.Logger = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	return bus.OpenNATS(ctx, o)
 }
 
 // openExistingKafka connects to a topic that is there.
@@ -166,13 +165,4 @@ func openExistingKafka(c *cobra.Command, conf config.Bus) (bus.Bus, error) {
 	o.MustExist = true
 	o.Logger = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	return bus.OpenKafka(ctx, o)
-}
-
-// redacted is an address without the password in it.
-func redacted(address string) string {
-	u, err := url.Parse(address)
-	if err != nil {
-		return "its address"
-	}
-	return u.Redacted()
 }

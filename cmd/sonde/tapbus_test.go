@@ -45,7 +45,7 @@ func TestTappingTheBusMakesNoStream(t *testing.T) {
 			t.Fatalf("exit code %d: %s", code, errOut.String())
 		}
 	}
-	b, err := bus.Probe(t.Context(), e.URL(), "SONDE")
+	b, err := bus.Probe(t.Context(), bus.NATSOptions{URL: e.URL(), Stream: "SONDE"})
 	if err != nil || b.Stream != nil {
 		t.Fatalf("the tap made a stream: %+v, %v", b, err)
 	}

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/url"
 	"strings"
 	"unicode/utf8"
 
@@ -116,7 +115,7 @@ func reach(ctx context.Context, c *config.Config) (*bus.Broker, []Finding) {
 	if c.Bus.URL == "" {
 		held = lockHolder(storeLock(c))
 	}
-	address, err := pipeline.BrokerURL(c.Bus)
+	o, err := pipeline.NATSOptions(c.Bus)
 	if err != nil && c.Bus.URL == "" { // the bus of the process alone
 		if held != "" {
 			return nil, one(Warn, "bus", "in use by "+held+", which lets nobody else reach it",
@@ -129,8 +128,8 @@ func reach(ctx context.Context, c *config.Config) (*bus.Broker, []Finding) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	broker, err := bus.Probe(ctx, address, c.Bus.Stream)
-	shown := redacted(address)
+	broker, err := bus.Probe(ctx, o)
+	shown := o.URL
 	switch {
 	case err == nil && c.Bus.URL == "" && held == "":
 		return &broker, append(one(Fail, "bus", shown+" is taken by a broker that does not use "+c.Bus.Embedded.StoreDir,
@@ -140,10 +139,11 @@ func reach(ctx context.Context, c *config.Config) (*bus.Broker, []Finding) {
 		if held != "" {
 			found += ", of " + held
 		}
-		return &broker, append(one(OK, "bus", found, ""), brokerLimits(c, &broker)...)
+		return &broker, append(append(one(OK, "bus", found, ""), brokerLimits(c, &broker)...),
+			differences(c, "stream", &broker)...)
 	case c.Bus.URL != "":
 		return nil, one(Fail, "bus", shown+" cannot be used: "+err.Error(),
-			"start the broker, or change bus.url and bus.user")
+			"start the broker, or change bus.url, bus.user and bus.nats")
 	case held != "":
 		return nil, one(Fail, "bus", fmt.Sprintf("%s is held by %s, and %s does not answer: %v", c.Bus.Embedded.StoreDir,
 			held, shown, err), "stop that process, or set bus.embedded.listen as it has it")
@@ -154,12 +154,13 @@ func reach(ctx context.Context, c *config.Config) (*bus.Broker, []Finding) {
 	return nil, one(OK, "bus", "not running; sonde run starts it on "+shown, "")
 }
 
-func redacted(address string) string {
-	u, err := url.Parse(address)
-	if err != nil {
-		return "its address"
+// differences are what a stream of ours would have otherwise.
+func differences(c *config.Config, what string, b *bus.Broker) []Finding {
+	var out []Finding
+	for _, d := range b.Differences {
+		out = append(out, Finding{Warn, what, c.Bus.Stream + ": " + d, "change the " + what + " when that is not wanted"})
 	}
-	return u.Redacted()
+	return out
 }
 
 // brokerLimits compares what the broker takes with what is sent.

@@ -23,9 +23,6 @@ func reachKafka(ctx context.Context, c *config.Config) (*bus.Broker, []Finding) 
 		return nil, one(Fail, "bus", shown+" cannot be used: "+err.Error(),
 			"start the cluster, or change bus.kafka and bus.user")
 	}
-	out := append(one(OK, "bus", shown+" answers, Kafka", ""), brokerLimits(c, &broker)...)
-	for _, d := range broker.Differences {
-		out = append(out, Finding{Warn, "topic", c.Bus.Stream + ": " + d, "change the topic when that is not wanted"})
-	}
-	return &broker, out
+	return &broker, append(append(one(OK, "bus", shown+" answers, Kafka", ""), brokerLimits(c, &broker)...),
+		differences(c, "topic", &broker)...)
 }

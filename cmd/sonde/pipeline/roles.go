@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,32 +24,22 @@ func (p *Pipeline) openBus(ctx context.Context) error {
 	if c.UsesKafka() {
 		return p.openKafka(ctx)
 	}
-	o := bus.NATSOptions{URL: c.URL, Stream: c.Stream, MaxBytes: int64(c.Embedded.MaxBytes),
-		WindowBytes: int64(p.o.Config.Agent.InflightBytes), Logger: p.log, Registerer: p.registry}
-	switch {
-	case c.URL != "":
-		if p.has(RoleBus) && len(p.o.Roles) == 1 {
-			return errors.New("start the role bus: bus.url names a broker of your own, so there is nothing to run here")
-		}
-		var err error
-		if o.URL, err = BrokerURL(*c); err != nil {
-			return err
-		}
-		o.MaxBytes = 0 // The owner of the broker bounds its streams.
-	case p.has(RoleBus):
-		var err error
+	if c.URL != "" && p.has(RoleBus) && len(p.o.Roles) == 1 {
+		return errors.New("start the role bus: bus.url names a broker of your own, so there is nothing to run here")
+	}
+	var o bus.NATSOptions
+	var err error
+	if p.has(RoleBus) && c.URL == "" {
 		p.server, err = bus.StartEmbedded(bus.EmbeddedOptions{StoreDir: c.Embedded.StoreDir, Listen: c.Embedded.Listen,
 			SyncAlways: c.Embedded.Sync == "always", Logger: p.log, Registerer: p.registry})
-		if err != nil {
-			return err
-		}
-		o.Embedded = p.server
-	default:
-		var err error
-		if o.URL, err = BrokerURL(*c); err != nil {
-			return fmt.Errorf("start %s: %w", strings.Join(p.o.Roles, ","), err)
-		}
+		o = bus.NATSOptions{Embedded: p.server, Stream: c.Stream, MaxBytes: int64(c.Embedded.MaxBytes)}
+	} else if o, err = NATSOptions(*c); err != nil {
+		err = fmt.Errorf("start %s: %w", strings.Join(p.o.Roles, ","), err)
 	}
+	if err != nil {
+		return err
+	}
+	o.WindowBytes, o.Logger, o.Registerer = int64(p.o.Config.Agent.InflightBytes), p.log, p.registry
 	p.health.set("bus", func() string { return "not connected yet" })
 	b, err := bus.OpenNATS(ctx, o)
 	if err != nil {
@@ -60,17 +49,20 @@ func (p *Pipeline) openBus(ctx context.Context) error {
 	return nil
 }
 
+// brokerBus is a bus that knows what is wrong with its broker.
+type brokerBus interface {
+	bus.Bus
+	Trouble() string
+}
+
 // use makes a bus the one of the roles.
-func (p *Pipeline) use(b bus.Bus) {
+func (p *Pipeline) use(b brokerBus) {
 	p.bus = b
 	p.health.set("bus", func() string {
-		switch trouble := p.storeTrouble(); {
-		case trouble != "":
+		if trouble := p.storeTrouble(); trouble != "" {
 			return trouble
-		case !b.Connected():
-			return "the connection to the broker is lost; it is tried again"
 		}
-		return ""
+		return b.Trouble()
 	})
 }
 
@@ -83,17 +75,27 @@ func (p *Pipeline) storeTrouble() string {
 	return p.server.Trouble()
 }
 
-// BrokerURL is where another process than that of the role bus reaches the broker,
-// with user and password in it.
-func BrokerURL(c config.Bus) (string, error) {
-	switch {
-	case c.URL != "":
-		return withLogin(c)
-	case c.Embedded.Listen == "":
-		return "", errors.New("reach the bus: it is in another process, and bus.embedded.listen is empty; " +
-			"set it to an address, or bus.url to a broker")
+// NATSOptions is how another process than that of the role bus reaches the broker.
+func NATSOptions(c config.Bus) (bus.NATSOptions, error) {
+	o := bus.NATSOptions{URL: c.URL, Stream: c.Stream}
+	if c.URL == "" {
+		if c.Embedded.Listen == "" {
+			return o, errors.New("reach the bus: it is in another process, and bus.embedded.listen is empty; " +
+				"set it to an address, or bus.url to a broker")
+		}
+		o.URL, o.MaxBytes = "nats://"+c.Embedded.Listen, int64(c.Embedded.MaxBytes)
+		return o, nil
 	}
-	return "nats://" + c.Embedded.Listen, nil
+	n := &c.NATS
+	o.Replicas = n.Replicas // What bounds the stream is for the owner of the broker to say.
+	o.Security = bus.NATSSecurity{TLS: c.NATSUsesTLS(), CAFile: n.TLS.CAFile, CertFile: n.TLS.CertFile,
+		KeyFile: n.TLS.KeyFile, User: c.User, NKeyFile: n.NKeyFile, CredsFile: n.CredsFile, InboxPrefix: n.InboxPrefix}
+	if c.User == "" {
+		return o, nil
+	}
+	var err error
+	o.Security.Password, err = loginPassword(c)
+	return o, err
 }
 
 // loginPassword is the password of bus.user, which there must be.
@@ -103,23 +105,6 @@ func loginPassword(c config.Bus) (string, error) {
 		err = fmt.Errorf("log in at the bus as %s: no password; set %s or bus.password_file", c.User, config.PasswordVariable)
 	}
 	return password, err
-}
-
-// withLogin is the address of the broker with user and password in it.
-func withLogin(c config.Bus) (string, error) {
-	if c.User == "" {
-		return c.URL, nil
-	}
-	password, err := loginPassword(c)
-	if err != nil {
-		return "", err
-	}
-	u, err := url.Parse(c.URL)
-	if err != nil {
-		return "", fmt.Errorf("read bus.url: %w", err)
-	}
-	u.User = url.UserPassword(c.User, password)
-	return u.String(), nil
 }
 
 // listen opens the socket of the role agent.
