@@ -25,7 +25,11 @@ func newBuilder(t testing.TB) *builder {
 		names[i] = string(n)
 	}
 	dir := t.TempDir()
-	w, err := commitlog.Claim(context.Background(), dir, commitlog.WriterOptions{Tables: names})
+	log, err := commitlog.OpenLog(dir, commitlog.Options{Tables: names})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := log.Claim(context.Background(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

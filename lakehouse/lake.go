@@ -18,8 +18,8 @@ import (
 // ErrNoLake: the folder holds no lake. The error that wraps it says what to do.
 var ErrNoLake = commitlog.ErrNoLake
 
-// Source is a position in a stream of the bus: everything before Next is in the
-// lake.
+// Source is a position in one partition of a stream of the bus: everything before
+// Next is in the lake.
 type Source = commitlog.Source
 
 // Totals count rows, duplicates and dead letters since the lake was made.
@@ -57,8 +57,9 @@ func (l *Lake) Refresh() error {
 // Version is the number of the log's entry that is read. It only rises.
 func (l *Lake) Version() uint64 { return l.state.Load().Version }
 
-// Source is the position in the stream up to which the lake holds everything.
-func (l *Lake) Source() Source { return l.state.Load().Source }
+// Sources are the positions up to which the lake holds everything, by partition of
+// the stream. A partition that was never read is not among them.
+func (l *Lake) Sources() map[int]Source { return l.state.Load().Sources() }
 
 // Totals are counts up to the version that is read.
 func (l *Lake) Totals() Totals { return l.state.Load().Totals }

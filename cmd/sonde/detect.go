@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -141,13 +143,26 @@ func (f *trainFlags) run(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	f.options.Stream = lake.Source().Incarnation
+	f.options.Stream = incarnations(lake)
 	f.options.Progress = trainingProgress(c.ErrOrStderr())
 	result, err := training.Run(c.Context(), lake, f.options)
 	if err != nil {
 		return err
 	}
 	return result.Report(c.OutOrStdout())
+}
+
+// incarnations names the stream that a lake was made from: the incarnation of its
+// partitions, or of each.
+func incarnations(lake *lakehouse.Lake) string {
+	var all []string
+	for _, s := range lake.Sources() {
+		if !slices.Contains(all, s.Incarnation) {
+			all = append(all, s.Incarnation)
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all, ",")
 }
 
 // trainingProgress prints a line when a stage begins and every few seconds.

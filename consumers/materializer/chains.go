@@ -37,7 +37,7 @@ type epoch struct {
 
 // newChains reads the states in the log. inTable tells whether the table may have
 // rows of an epoch.
-func newChains(s *commitlog.State, inTable func(uint64) (bool, error), now func() time.Time) (*chains, error) {
+func newChains(s *commitlog.Partition, inTable func(uint64) (bool, error), now func() time.Time) (*chains, error) {
 	c := &chains{byEpoch: map[uint64]*epoch{}, forgotten: map[uint64]bool{}, inTable: inTable, now: now}
 	for text, state := range s.Chains {
 		key, err := schema.ParseChainKey(text)

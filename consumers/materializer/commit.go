@@ -93,13 +93,16 @@ func (m *Materializer) tryCommit() error {
 	return nil
 }
 
+// fileFormat is the version of the format of data files.
+const fileFormat = "1"
+
 // keyValues are the key-value metadata of a file.
 func (m *Materializer) keyValues(d commitlog.DataFile) []table.KeyValue {
-	return []table.KeyValue{{Key: "sonde.format", Value: fmt.Sprint(commitlog.Format)},
+	return []table.KeyValue{{Key: "sonde.format", Value: fileFormat},
 		{Key: "sonde.table", Value: d.Table}, {Key: "sonde.stream", Value: m.pending.source.Stream},
 		{Key: "sonde.incarnation", Value: d.Incarnation},
 		{Key: "sonde.first", Value: fmt.Sprint(d.First)}, {Key: "sonde.last", Value: fmt.Sprint(d.Last)},
-		{Key: "sonde.claim", Value: fmt.Sprint(m.writer.State().Claim)}}
+		{Key: "sonde.claim", Value: fmt.Sprint(m.writer.Claim())}}
 }
 
 // prepare makes the entry. Files and chain states are in the table from the same
@@ -134,9 +137,9 @@ func (m *Materializer) finish() {
 	m.chains.forget(p.forget)
 	m.lookup.committed()
 	m.metrics.chains.Set(float64(m.chains.count))
-	m.metrics.version.Set(float64(m.writer.State().Version))
+	m.metrics.version.Set(float64(m.lake.Version()))
 	m.committed.Store(p.source.Next)
-	m.pending = newPending(p.source, p.totals)
+	m.pending = newPending(p.source)
 	m.oldest.Store(0)
 }
 

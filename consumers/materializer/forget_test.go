@@ -92,13 +92,14 @@ func TestLateDuplicatesOfAForgottenEpochAreDroppedAndLateNewsAreStored(t *testin
 	checkStored(t, lake, sources)
 }
 
-func loadState(t *testing.T, lake string) *commitlog.State {
+// loadState is what the log says of partition 0.
+func loadState(t *testing.T, lake string) *commitlog.Partition {
 	t.Helper()
 	s, err := commitlog.Load(lake)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s
+	return s.Partitions[0]
 }
 
 // gappy is a chain whose messages never follow each other, as after many losses.
@@ -148,7 +149,7 @@ func TestSpansBeyondTheBoundAreLookedUpInTheTable(t *testing.T) {
 func TestTooManyChainsAreForgottenFromTheIdlestEpochOn(t *testing.T) {
 	now := time.Unix(1000, 0)
 	never := func(uint64) (bool, error) { return false, nil }
-	c, err := newChains(&commitlog.State{}, never, func() time.Time { return now })
+	c, err := newChains(&commitlog.Partition{}, never, func() time.Time { return now })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +172,7 @@ func TestTooManyChainsAreForgottenFromTheIdlestEpochOn(t *testing.T) {
 func TestBeyondTheBoundOfForgottenEpochsTheTableDecidesWhichAreNew(t *testing.T) {
 	asked := 0
 	known := func(id uint64) (bool, error) { asked++; return id%2 == 0, nil }
-	c, err := newChains(&commitlog.State{}, known, time.Now)
+	c, err := newChains(&commitlog.Partition{}, known, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +246,11 @@ func TestALakeThatCannotBeUsedSaysSo(t *testing.T) {
 		t.Fatal(err)
 	}
 	state := loadState(t, lake)
-	w, err := commitlog.Claim(context.Background(), lake, commitlog.WriterOptions{})
+	l, err := commitlog.OpenLog(lake, commitlog.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := l.Claim(context.Background(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

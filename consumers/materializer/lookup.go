@@ -14,20 +14,20 @@ import (
 // lookup asks the table itself which rows it has, where no state remembers them.
 // It reads the key columns of the row groups that may hold them.
 type lookup struct {
-	lake   string
-	writer *commitlog.Writer
-	files  map[uint64][]commitlog.File // by epoch, since the last commit
+	lake  string
+	log   *commitlog.Log
+	files map[uint64][]commitlog.File // by epoch, since the last commit
 }
 
-func newLookup(lake string, w *commitlog.Writer) *lookup {
-	return &lookup{lake: lake, writer: w, files: map[uint64][]commitlog.File{}}
+func newLookup(lake string, log *commitlog.Log) *lookup {
+	return &lookup{lake: lake, log: log, files: map[uint64][]commitlog.File{}}
 }
 
 func (l *lookup) filesOf(epoch uint64) ([]commitlog.File, error) {
 	files, ok := l.files[epoch]
 	if !ok {
 		var err error
-		if files, err = l.writer.FilesOf(epochText(epoch)); err != nil {
+		if files, err = l.log.FilesOf(epochText(epoch)); err != nil {
 			return nil, fmt.Errorf("look up epoch %016x: %w", epoch, err)
 		}
 		l.files[epoch] = files

@@ -93,6 +93,7 @@ type Materializer struct {
 	metrics *metrics
 	dead    *deadLetters
 
+	lake    *commitlog.Log
 	writer  *commitlog.Writer
 	chains  *chains
 	lookup  *lookup
@@ -187,21 +188,29 @@ func (m *Materializer) open(ctx context.Context) error {
 	for i, n := range table.Names {
 		names[i] = string(n)
 	}
-	w, err := commitlog.Claim(ctx, m.o.Lake, commitlog.WriterOptions{Tables: names, Logger: m.log, Check: m.o.check})
+	l, err := commitlog.OpenLog(m.o.Lake, commitlog.Options{Tables: names, Logger: m.log, Check: m.o.check})
 	if err != nil {
 		return err
 	}
-	m.writer, m.lookup = w, newLookup(m.o.Lake, w)
-	m.metrics.swept.Add(float64(w.Swept()))
-	m.metrics.version.Set(float64(w.State().Version))
-	if m.chains, err = newChains(w.State(), m.lookup.inTable, m.o.now); err != nil {
-		return err
-	}
-	source, err := m.start(ctx, w.State().Source)
+	w, err := l.Claim(ctx, 0)
 	if err != nil {
 		return err
 	}
-	m.pending = newPending(source, w.State().Totals)
+	swept, err := l.Sweep()
+	if err != nil {
+		return err
+	}
+	m.lake, m.writer, m.lookup = l, w, newLookup(m.o.Lake, l)
+	m.metrics.swept.Add(float64(swept))
+	m.metrics.version.Set(float64(l.Version()))
+	if m.chains, err = newChains(w.Start(), m.lookup.inTable, m.o.now); err != nil {
+		return err
+	}
+	source, err := m.start(ctx, w.Start().Source)
+	if err != nil {
+		return err
+	}
+	m.pending = newPending(source)
 	m.committed.Store(source.Next)
 	return m.subscribe(ctx)
 }

@@ -30,12 +30,8 @@ type pending struct {
 	forget   []uint64
 }
 
-func newPending(source commitlog.Source, totals commitlog.Totals) *pending {
-	rows := map[string]uint64{}
-	for name, n := range totals.Rows {
-		rows[name] = n
-	}
-	totals.Rows = rows
+func newPending(source commitlog.Source) *pending {
+	totals := commitlog.Totals{Rows: map[string]uint64{}}
 	return &pending{source: source, started: time.Now(), refs: map[table.Name][]table.Ref{},
 		epochs: map[table.Name]map[uint64]bool{}, totals: totals, files: map[table.Name]commitlog.File{}}
 }

@@ -18,10 +18,24 @@ import (
 
 var tables = []string{"vectors", "ledger"}
 
+// open opens a log for writing.
+func open(t testing.TB, lake string, check func(step, path string) error) *Log {
+	t.Helper()
+	l, err := OpenLog(lake, Options{Tables: tables, Check: check})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// claim is the writer of partition 0 of a lake, in a process of its own, which swept.
 func claim(t testing.TB, lake string, check func(step, path string) error) *Writer {
 	t.Helper()
-	w, err := Claim(context.Background(), lake, WriterOptions{Tables: tables, Check: check})
+	w, err := open(t, lake, check).Claim(context.Background(), 0)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.log.Sweep(); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -39,14 +53,13 @@ func commit(w *Writer, first uint64) error {
 	if err != nil {
 		return err
 	}
-	return w.Commit(commitOf(w, first, f))
+	return w.Commit(commitOf(first, f))
 }
 
-func commitOf(w *Writer, first uint64, files ...File) Commit {
-	totals := w.State().Totals.clone()
-	totals.Rows["vectors"] += uint64(len(files))
+func commitOf(first uint64, files ...File) Commit {
 	return Commit{Source: Source{"S", "i", first + 1}, Files: files,
-		Chains: map[string]string{fmt.Sprintf("%016x.c", first%3): fmt.Sprint(first)}, Totals: totals}
+		Chains: map[string]string{fmt.Sprintf("%016x.c", first%3): fmt.Sprint(first)},
+		Totals: Totals{Rows: map[string]uint64{"vectors": uint64(len(files))}}}
 }
 
 // contents reads what the log names, and fails when a file is not as it says.
@@ -117,8 +130,9 @@ func TestCommitsAreReadBackInOrderThroughManyCheckpoints(t *testing.T) {
 	if s.checkpoint == 0 || s.Version-s.checkpoint > checkpointEvery || len(s.manifests) != 2 {
 		t.Errorf("version %d, checkpoint %d, %d manifests", s.Version, s.checkpoint, len(s.manifests))
 	}
-	if s.Source != (Source{"S", "i", n + 1}) || s.Totals.Rows["vectors"] != n || len(s.Chains) != 3 {
-		t.Errorf("source %+v, totals %+v, chains %v", s.Source, s.Totals, s.Chains)
+	p := s.Partitions[0]
+	if p.Source != (Source{"S", "i", n + 1}) || s.Totals.Rows["vectors"] != n || len(p.Chains) != 3 {
+		t.Errorf("source %+v, totals %+v, chains %v", p.Source, s.Totals, p.Chains)
 	}
 	late, err := early.Refresh(lake)
 	if err != nil || len(late.Files) != n || len(early.Files) != 10 {
@@ -141,12 +155,12 @@ func TestCommitsAreReadBackInOrderThroughManyCheckpoints(t *testing.T) {
 	if got, _ := contents(t, lake); got != rowsUpTo(n) {
 		t.Error("without checkpoints, other rows came back")
 	}
-	files, err := w.FilesOf(fmt.Sprintf("%016x", 1))
+	files, err := w.log.FilesOf(fmt.Sprintf("%016x", 1))
 	if err != nil || len(files) != (n+2)/3 {
 		t.Errorf("%d files of an epoch, %v; want %d", len(files), err, (n+2)/3)
 	}
-	if len(w.state.Files) > checkpointEvery {
-		t.Errorf("the writer remembers %d files", len(w.state.Files))
+	if len(w.log.state.Files) > checkpointEvery {
+		t.Errorf("the writer remembers %d files", len(w.log.state.Files))
 	}
 }
 
@@ -163,17 +177,20 @@ func TestOlderWriterIsFencedAndItsFilesAreSwept(t *testing.T) {
 	if old.Fenced() {
 		t.Error("fenced before anybody else came")
 	}
-	young := claim(t, lake, nil)
-	if young.Swept() != 1 {
-		t.Errorf("%d files swept; want 1", young.Swept())
+	young, err := open(t, lake, nil).Claim(context.Background(), 0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := old.Commit(commitOf(old, 2, orphan)); !errors.Is(err, ErrFenced) {
+	if n, err := young.log.Sweep(); n != 1 || err != nil {
+		t.Errorf("%d files swept, %v; want 1", n, err)
+	}
+	if err := old.Commit(commitOf(2, orphan)); !errors.Is(err, ErrFenced) {
 		t.Fatalf("the older writer's commit: %v", err)
 	}
 	if _, err := addFile(old, 2); err != nil { // it may still write files; nobody sees them
 		t.Fatal(err)
 	}
-	if err := old.Commit(commitOf(old, 2)); !errors.Is(err, ErrFenced) || !old.Fenced() {
+	if err := old.Commit(commitOf(2)); !errors.Is(err, ErrFenced) || !old.Fenced() {
 		t.Fatalf("the older writer's second commit: %v", err)
 	}
 	if err := commit(young, 2); err != nil {
@@ -202,7 +219,7 @@ func TestFailureOfAnyStepIsRetriedWithoutATrace(t *testing.T) {
 		lake := t.TempDir()
 		n := 0
 		w := claim(t, lake, nil)
-		w.put.check = func(step, path string) error {
+		w.log.put.check = func(step, path string) error {
 			if n++; n == failAt+1 {
 				return fmt.Errorf("%s: %w", step, errInjected)
 			}
@@ -215,7 +232,7 @@ func TestFailureOfAnyStepIsRetriedWithoutATrace(t *testing.T) {
 				failed++
 				f, err = addFile(w, i)
 			}
-			for err = w.Commit(commitOf(w, i, f)); err != nil; err = w.Commit(commitOf(w, i, f)) {
+			for err = w.Commit(commitOf(i, f)); err != nil; err = w.Commit(commitOf(i, f)) {
 				failed++
 				if !errors.Is(err, errInjected) {
 					t.Fatal(err)
@@ -240,7 +257,7 @@ func TestFailureOfAnyStepIsRetriedWithoutATrace(t *testing.T) {
 func countSteps(t *testing.T) int {
 	n := 0
 	w := claim(t, t.TempDir(), nil)
-	w.put.check = func(string, string) error { n++; return nil }
+	w.log.put.check = func(string, string) error { n++; return nil }
 	for i := uint64(1); i <= 2; i++ {
 		if err := commit(w, i); err != nil {
 			t.Fatal(err)
@@ -262,7 +279,11 @@ func TestDeathBeforeAnyStepLosesAndRepeatsNothing(t *testing.T) {
 			}
 			return nil
 		}
-		w, err := Claim(context.Background(), lake, WriterOptions{Tables: tables, Check: check})
+		var w *Writer
+		l, err := OpenLog(lake, Options{Tables: tables, Check: check})
+		if err == nil {
+			w, err = l.Claim(context.Background(), 0)
+		}
 		for i := uint64(1); err == nil && i <= 2; i++ {
 			err = commit(w, i)
 		}
@@ -270,7 +291,7 @@ func TestDeathBeforeAnyStepLosesAndRepeatsNothing(t *testing.T) {
 			t.Fatalf("step %d: a reader after the death: %v", dieAt, err)
 		}
 		w = claim(t, lake, nil)
-		for i := max(w.State().Source.Next, 1); i <= 3; i++ {
+		for i := max(w.Start().Source.Next, 1); i <= 3; i++ {
 			if err := commit(w, i); err != nil {
 				t.Fatalf("step %d: %v", dieAt, err)
 			}
@@ -301,12 +322,14 @@ func TestCheckpointThatFailsDoesNotFailTheCommit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.put.check = nil
-	if err := commit(w, checkpointEvery+6); err != nil {
-		t.Fatal(err)
+	w.log.put.check = nil
+	for i := uint64(checkpointEvery + 6); i <= 2*checkpointEvery; i++ {
+		if err := commit(w, i); err != nil {
+			t.Fatal(err)
+		}
 	}
 	got, s := contents(t, lake)
-	if got != rowsUpTo(checkpointEvery+6) || s.checkpoint == 0 {
+	if got != rowsUpTo(2*checkpointEvery) || s.checkpoint != 2*checkpointEvery {
 		t.Errorf("checkpoint %d", s.checkpoint)
 	}
 }
@@ -318,10 +341,10 @@ func TestSweepTouchesOnlyFilesOfDeadWriters(t *testing.T) {
 		t.Fatal(err)
 	}
 	keep := []string{"vectors/notes.txt", "vectors/my.parquet", "vectors/.tmp-mine", "vectors/.tmp-99-x", "README",
-		"_log/.tmp-claim-young", "vectors/" + dataName("i", 5, 5, 99),
-		"vectors/" + dataName("i", 6, 6, w.State().Version+1), "_log/00000000000000000000.json.bak"}
+		"_log/.tmp-claim-young", "vectors/" + dataName("i", 0, 5, 5, 99),
+		"vectors/" + dataName("i", 3, 6, 6, w.log.Version()+1), "_log/00000000000000000000.json.bak"}
 	gone := []string{"vectors/.tmp-1-x", "ledger/.tmp-0-y", "_log/.tmp-1-z", "_log/.tmp-claim-old",
-		"vectors/" + dataName("i", 1, 1, 0), "ledger/" + dataName("j", 1, 1, 1)}
+		"vectors/" + dataName("i", 0, 1, 1, 0), "ledger/" + dataName("j", 7, 1, 1, 1)}
 	for _, name := range append(slices.Clone(keep), gone...) {
 		if err := os.WriteFile(filepath.Join(lake, name), []byte("x"), 0o644); err != nil {
 			t.Fatal(err)
@@ -331,8 +354,12 @@ func TestSweepTouchesOnlyFilesOfDeadWriters(t *testing.T) {
 	if err := os.Chtimes(filepath.Join(lake, "_log/.tmp-claim-old"), old, old); err != nil {
 		t.Fatal(err)
 	}
-	if w := claim(t, lake, nil); w.Swept() != len(gone) {
-		t.Errorf("%d files swept; want %d", w.Swept(), len(gone))
+	l := open(t, lake, nil)
+	if _, err := l.Claim(context.Background(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := l.Sweep(); n != len(gone) || err != nil {
+		t.Errorf("%d files swept, %v; want %d", n, err, len(gone))
 	}
 	for _, name := range keep {
 		if _, err := os.Stat(filepath.Join(lake, name)); err != nil {
@@ -364,7 +391,7 @@ func TestDamagedLogFilesAreErrorsThatNameThem(t *testing.T) {
 			return seal(e)
 		}
 	}
-	last := w.State().Version
+	last := w.log.Version()
 	for _, c := range []struct {
 		what, name, says string
 		damage           func([]byte) []byte
@@ -415,7 +442,7 @@ func TestFoldersWithoutALakeSayWhatToDo(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(lake, Folder)); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Claim(context.Background(), lake, WriterOptions{Tables: tables})
+	_, err := OpenLog(lake, Options{Tables: tables})
 	if err == nil || !strings.Contains(err.Error(), "restore") {
 		t.Errorf("a lake whose log is gone was overwritten: %v", err)
 	}
@@ -424,24 +451,25 @@ func TestFoldersWithoutALakeSayWhatToDo(t *testing.T) {
 func TestForgottenEpochsLoseTheirChainsForGood(t *testing.T) {
 	lake := t.TempDir()
 	w := claim(t, lake, nil)
-	c := commitOf(w, 3)
+	c := commitOf(3)
 	c.Chains = map[string]string{"000000000000000a.x": "1", "000000000000000a.y": "2", "000000000000000b.x": "3"}
 	c.Closed = []string{"000000000000000a"}
 	if err := w.Commit(c); err != nil {
 		t.Fatal(err)
 	}
-	if _, s := contents(t, lake); len(s.Chains) != 3 || s.Closed["000000000000000a"] == 0 {
-		t.Errorf("chains %v, closed %v", s.Chains, s.Closed)
+	if _, s := contents(t, lake); len(s.Partitions[0].Chains) != 3 || s.Partitions[0].Closed["000000000000000a"] == 0 {
+		t.Errorf("%+v", s.Partitions[0])
 	}
-	c = commitOf(w, 4)
+	c = commitOf(4)
 	c.Chains, c.Forgotten = nil, []string{"000000000000000a"}
 	if err := w.Commit(c); err != nil {
 		t.Fatal(err)
 	}
 	_, s := contents(t, lake)
-	if !maps.Equal(s.Chains, map[string]string{"000000000000000b.x": "3"}) || len(s.Closed) != 0 ||
-		!s.Forgotten["000000000000000a"] {
-		t.Errorf("chains %v, closed %v, forgotten %v", s.Chains, s.Closed, s.Forgotten)
+	p := s.Partitions[0]
+	if !maps.Equal(p.Chains, map[string]string{"000000000000000b.x": "3"}) || len(p.Closed) != 0 ||
+		!p.Forgotten["000000000000000a"] {
+		t.Errorf("%+v", p)
 	}
 }
 

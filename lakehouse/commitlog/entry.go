@@ -18,8 +18,17 @@ import (
 	"strconv"
 )
 
-// Format is the version of the log's format. A reader refuses any other.
-const Format = 1
+// Formats of the log. A reader refuses any other. Partition 0 alone is written in
+// format 1, which knows no other, so that readers of before read a lake that has
+// only one partition.
+const (
+	formatOne  = 1
+	formatMany = 2 // an entry of another partition than 0; a checkpoint with several
+)
+
+// MaxPartitions bounds the partitions of a stream: those of a log are 0 to
+// MaxPartitions-1.
+const MaxPartitions = 1 << 10
 
 // Folder is the folder of the log in a lake.
 const Folder = "_log"
@@ -27,8 +36,8 @@ const Folder = "_log"
 // maxFileBytes bounds what is read as one file of the log.
 const maxFileBytes = 256 << 20
 
-// Source is a position in a stream of the bus: everything before Next is in the
-// lake.
+// Source is a position in one partition of a stream of the bus: everything before
+// Next is in the lake.
 type Source struct {
 	Stream      string `json:"stream"`
 	Incarnation string `json:"incarnation"`
@@ -41,7 +50,7 @@ type File struct {
 	Path   string   `json:"path"` // below the lake, with slashes
 	Rows   int64    `json:"rows"`
 	Bytes  int64    `json:"bytes"`
-	First  uint64   `json:"first"` // positions in the stream of the messages whose rows it holds
+	First  uint64   `json:"first"` // positions in the partition of the messages whose rows it holds
 	Last   uint64   `json:"last"`
 	CRC32C string   `json:"crc32c"` // of the whole file, 8 hex digits
 	Epochs []string `json:"epochs"` // of its rows, 16 hex digits each
@@ -67,13 +76,14 @@ const (
 	KindCommit = "commit"
 )
 
-// Entry is one entry of the log.
+// Entry is one entry of the log. It speaks of one partition.
 type Entry struct {
 	Format      int               `json:"format"`
 	Version     uint64            `json:"version"`
 	Kind        string            `json:"kind"`
+	Partition   int               `json:"partition,omitempty"`
 	Writer      string            `json:"writer"` // random per claim
-	Claim       uint64            `json:"claim"`  // version of the writer's claim
+	Claim       uint64            `json:"claim"`  // version of the writer's claim of the partition
 	WallNS      int64             `json:"wall_ns"`
 	Source      Source            `json:"source"`
 	Files       []File            `json:"files,omitempty"`
@@ -87,17 +97,25 @@ type Entry struct {
 // checkpoint is the state after an entry, so that opening need not read all
 // entries. The list of files lies in manifests, which later checkpoints share.
 type checkpoint struct {
-	Format    int               `json:"format"`
-	Version   uint64            `json:"version"`
+	Format  int    `json:"format"`
+	Version uint64 `json:"version"`
+	WallNS  int64  `json:"wall_ns"`
+	savedPartition
+	Others    []savedPartition `json:"partitions,omitempty"`
+	Lake      string           `json:"lake,omitempty"`
+	Totals    Totals           `json:"totals"`
+	Manifests []manifestRef    `json:"manifests"`
+}
+
+// savedPartition is the state of a partition in a checkpoint.
+type savedPartition struct {
+	Partition int               `json:"partition,omitempty"`
 	Writer    string            `json:"writer"`
 	Claim     uint64            `json:"claim"`
-	WallNS    int64             `json:"wall_ns"`
 	Source    Source            `json:"source"`
 	Chains    map[string]string `json:"chains"`
 	Closed    map[string]int64  `json:"closed"`
 	Forgotten []string          `json:"forgotten"`
-	Totals    Totals            `json:"totals"`
-	Manifests []manifestRef     `json:"manifests"`
 }
 
 type manifestRef struct {
@@ -108,7 +126,7 @@ type manifestRef struct {
 
 // manifest is a part of the list of files, in the order of the commits.
 type manifest struct {
-	Format int    `json:"format"`
+	Format int    `json:"format"` // formatOne
 	Files  []File `json:"files"`
 }
 
@@ -199,8 +217,11 @@ func readEntry(lake string, version uint64) (*Entry, error) {
 	}
 	path := filepath.Join(lake, Folder, entryName(version))
 	switch {
-	case e.Format != Format:
-		return nil, fmt.Errorf("read %s: format %d, and this program reads %d: upgrade it", path, e.Format, Format)
+	case e.Format != formatOf(e.Partition):
+		return nil, fmt.Errorf("read %s: format %d, partition %d, and this program reads %d for partition 0 and %d for "+
+			"others: upgrade it", path, e.Format, e.Partition, formatOne, formatMany)
+	case e.Partition < 0 || e.Partition >= MaxPartitions:
+		return nil, fmt.Errorf("read %s: partition %d; want 0 to %d", path, e.Partition, MaxPartitions-1)
 	case e.Version != version:
 		return nil, fmt.Errorf("read %s: it says version %d", path, e.Version)
 	case e.Kind != KindClaim && e.Kind != KindCommit:
@@ -212,6 +233,14 @@ func readEntry(lake string, version uint64) (*Entry, error) {
 		}
 	}
 	return e, nil
+}
+
+// formatOf is the format of an entry.
+func formatOf(partition int) int {
+	if partition == 0 {
+		return formatOne
+	}
+	return formatMany
 }
 
 // checkPath keeps a damaged log from leading out of the lake.

@@ -14,27 +14,33 @@ import (
 // ErrNoLake: the folder holds no lake. It is wrapped with what to do.
 var ErrNoLake = errors.New("no lake here")
 
-// MaxForgotten bounds State.Forgotten. Beyond it, every epoch without chains may
+// MaxForgotten bounds Partition.Forgotten. Beyond it, every epoch without chains may
 // be one whose chains were dropped.
 const MaxForgotten = 1 << 16
 
-// State is what the log says up to an entry. A State that was handed out does not
-// change; Next makes the following one.
+// State is what the log says up to an entry. A State that Load or Refresh handed out
+// does not change; Refresh makes the following one.
 type State struct {
-	Version   uint64 // 0: no entry yet
-	Writer    string // of the newest claim
-	Claim     uint64
-	WallNS    int64 // of the newest entry
-	Source    Source
-	Files     []File            // in the order of the commits
-	Chains    map[string]string // states of chains
-	Closed    map[string]int64  // epochs that ended, and the wall clock of the commit
-	Forgotten map[string]bool   // epochs whose chains were dropped, up to MaxForgotten: the files know their rows
-	Totals    Totals
+	Version    uint64 // 0: no entry yet
+	WallNS     int64  // of the newest entry
+	Lake       string // the writer of the first entry: a random name for the lake; "": unknown
+	Partitions map[int]*Partition
+	Files      []File // in the order of the commits
+	Totals     Totals
 
 	manifests  []manifestRef
 	loose      int    // files at the end of Files that no manifest lists
 	checkpoint uint64 // version of the newest checkpoint; 0: none
+}
+
+// Partition is what the log says of one partition of the stream.
+type Partition struct {
+	Writer    string // of the newest claim
+	Claim     uint64
+	Source    Source
+	Chains    map[string]string // states of chains
+	Closed    map[string]int64  // epochs that ended, and the wall clock of the commit
+	Forgotten map[string]bool   // epochs whose chains were dropped, up to MaxForgotten: the files know their rows
 }
 
 // Load reads the newest state of a lake.
@@ -53,7 +59,7 @@ func Load(lake string) (*State, error) {
 			return nil, err
 		}
 	}
-	if s, err = s.Refresh(lake); err != nil {
+	if err = s.follow(lake); err != nil {
 		return nil, err
 	}
 	if s.Version < entries {
@@ -64,8 +70,7 @@ func Load(lake string) (*State, error) {
 }
 
 func emptyState() *State {
-	return &State{Chains: map[string]string{}, Closed: map[string]int64{}, Forgotten: map[string]bool{},
-		Totals: Totals{Rows: map[string]uint64{}}}
+	return &State{Partitions: map[int]*Partition{}, Totals: Totals{Rows: map[string]uint64{}}}
 }
 
 // listLog finds the newest entry and the newest checkpoint; 0: none.
@@ -99,74 +104,33 @@ func listLog(lake string) (entry, checkpoint uint64, err error) {
 	}
 }
 
-func loadCheckpoint(lake string, version uint64) (*State, error) {
-	var c checkpoint
-	name := checkpointName(version)
-	hint := "remove the file: the entries before it say the same"
-	if err := readLogFile(lake, name, &c); err != nil {
-		return nil, fmt.Errorf("%w; %s", err, hint)
-	}
-	path := filepath.Join(lake, Folder, name)
-	if c.Format != Format || c.Version != version {
-		return nil, fmt.Errorf("read %s: it says format %d and version %d; %s", path, c.Format, c.Version, hint)
-	}
-	s := emptyState()
-	s.Version, s.Writer, s.Claim, s.WallNS, s.Source = c.Version, c.Writer, c.Claim, c.WallNS, c.Source
-	s.checkpoint, s.manifests = c.Version, c.Manifests
-	maps.Copy(s.Chains, c.Chains)
-	maps.Copy(s.Closed, c.Closed)
-	for _, epoch := range c.Forgotten {
-		s.Forgotten[epoch] = true
-	}
-	s.Totals = c.Totals.clone()
-	for _, ref := range c.Manifests {
-		files, err := readManifest(lake, ref)
-		if err != nil {
-			return nil, fmt.Errorf("%w (named by %s)", err, path)
-		}
-		s.Files = append(s.Files, files...)
-	}
-	return s, nil
-}
-
-func readManifest(lake string, ref manifestRef) ([]File, error) {
-	if err := checkPath(ref.Name); err != nil {
-		return nil, err
-	}
-	var m manifest
-	if err := readLogFile(lake, ref.Name, &m); err != nil {
-		return nil, err
-	}
-	path := filepath.Join(lake, Folder, ref.Name)
-	if m.Format != Format || len(m.Files) != ref.Files {
-		return nil, fmt.Errorf("read %s: it has format %d and %d files; want %d and %d", path, m.Format, len(m.Files), Format,
-			ref.Files)
-	}
-	for _, f := range m.Files {
-		if err := checkPath(f.Path); err != nil {
-			return nil, fmt.Errorf("read %s: %w", path, err)
-		}
-	}
-	return m.Files, nil
-}
-
 // Refresh reads the entries behind s and returns the newest state: s itself when
 // there is none.
 func (s *State) Refresh(lake string) (*State, error) {
-	next := s
+	_, err := os.Lstat(filepath.Join(lake, Folder, entryName(s.Version+1)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	next := s.clone()
+	if err := next.follow(lake); err != nil {
+		return nil, err
+	}
+	return next, nil
+}
+
+// follow reads the entries behind s into it. After an error, s is at the entry
+// before the one that could not be read.
+func (s *State) follow(lake string) error {
 	for {
-		e, err := readEntry(lake, next.Version+1)
+		e, err := readEntry(lake, s.Version+1)
 		if errors.Is(err, fs.ErrNotExist) {
-			return next, nil
+			return nil
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if next == s {
-			next = s.clone()
-		}
-		if err := next.apply(e); err != nil {
-			return nil, fmt.Errorf("read %s: %w", filepath.Join(lake, Folder, entryName(e.Version)), err)
+		if err := s.apply(e); err != nil {
+			return fmt.Errorf("read %s: %w", filepath.Join(lake, Folder, entryName(e.Version)), err)
 		}
 	}
 }
@@ -175,8 +139,17 @@ func (s *State) Refresh(lake string) (*State, error) {
 func (s *State) clone() *State {
 	c := *s
 	c.Files = slices.Clip(s.Files)
-	c.Chains, c.Closed, c.Forgotten = maps.Clone(s.Chains), maps.Clone(s.Closed), maps.Clone(s.Forgotten)
+	c.Partitions = make(map[int]*Partition, len(s.Partitions))
+	for n, p := range s.Partitions {
+		c.Partitions[n] = p.clone()
+	}
 	c.Totals = s.Totals.clone()
+	return &c
+}
+
+func (p *Partition) clone() *Partition {
+	c := *p
+	c.Chains, c.Closed, c.Forgotten = maps.Clone(p.Chains), maps.Clone(p.Closed), maps.Clone(p.Forgotten)
 	return &c
 }
 
@@ -189,32 +162,84 @@ func (t Totals) clone() Totals {
 	return t
 }
 
+// Sources are the positions of all partitions that were claimed.
+func (s *State) Sources() map[int]Source {
+	out := make(map[int]Source, len(s.Partitions))
+	for n, p := range s.Partitions {
+		out[n] = p.Source
+	}
+	return out
+}
+
+// plus adds counts.
+func (t Totals) plus(more Totals) Totals {
+	sum := t.clone()
+	for table, n := range more.Rows {
+		sum.Rows[table] += n
+	}
+	sum.Duplicates += more.Duplicates
+	sum.DeadLetters += more.DeadLetters
+	sum.Trimmed += more.Trimmed
+	return sum
+}
+
+// partition is the state of a partition: an empty one for one that nobody claimed.
+func (s *State) partition(n int) *Partition {
+	if p := s.Partitions[n]; p != nil {
+		return p
+	}
+	return &Partition{Chains: map[string]string{}, Closed: map[string]int64{}, Forgotten: map[string]bool{}}
+}
+
 func (s *State) apply(e *Entry) error {
-	if e.Kind == KindCommit && (e.Claim != s.Claim || e.Writer != s.Writer) {
-		return fmt.Errorf("writer %.40q with claim %d committed, but the newest claim is %d by %.40q", e.Writer, e.Claim,
-			s.Claim, s.Writer)
+	p := s.partition(e.Partition)
+	if e.Kind == KindCommit && (e.Claim != p.Claim || e.Writer != p.Writer) {
+		return fmt.Errorf("writer %.40q with claim %d of partition %d committed, but the newest claim is %d by %.40q",
+			e.Writer, e.Claim, e.Partition, p.Claim, p.Writer)
 	}
 	if e.Kind == KindClaim && e.Claim != e.Version {
 		return fmt.Errorf("it claims %d in version %d", e.Claim, e.Version)
 	}
-	s.Version, s.Writer, s.Claim, s.WallNS, s.Source = e.Version, e.Writer, e.Claim, e.WallNS, e.Source
+	if e.Version == 1 {
+		s.Lake = e.Writer
+	}
+	s.Partitions[e.Partition] = p
+	s.Version, s.WallNS = e.Version, e.WallNS
+	p.Writer, p.Claim, p.Source = e.Writer, e.Claim, e.Source
 	s.Files = append(s.Files, e.Files...)
 	s.loose += len(e.Files)
-	maps.Copy(s.Chains, e.Chains)
+	maps.Copy(p.Chains, e.Chains)
 	for _, epoch := range e.Closed {
-		s.Closed[epoch] = e.WallNS
+		p.Closed[epoch] = e.WallNS
 	}
-	for _, epoch := range e.Forgotten {
-		if len(s.Forgotten) < MaxForgotten {
-			s.Forgotten[epoch] = true
-		}
-		delete(s.Closed, epoch)
-		for key := range s.Chains {
-			if len(key) > len(epoch) && key[:len(epoch)] == epoch {
-				delete(s.Chains, key)
-			}
-		}
-	}
+	p.forget(e.Forgotten)
 	s.Totals = e.Totals.clone()
 	return nil
+}
+
+// forget drops the chain states of epochs.
+func (p *Partition) forget(epochs []string) {
+	for _, epoch := range epochs {
+		if len(p.Forgotten) < MaxForgotten {
+			p.Forgotten[epoch] = true
+		}
+		delete(p.Closed, epoch)
+		maps.DeleteFunc(p.Chains, func(key, _ string) bool { return ofEpoch(key, epoch) })
+	}
+}
+
+// ofEpoch reports whether a chain belongs to an epoch: its key begins with it.
+func ofEpoch(key, epoch string) bool { return len(key) > len(epoch) && key[:len(epoch)] == epoch }
+
+// knows reports whether the partition has, or had, rows of an epoch.
+func (p *Partition) knows(epoch string) bool {
+	if _, closed := p.Closed[epoch]; closed || p.Forgotten[epoch] {
+		return true
+	}
+	for key := range p.Chains {
+		if ofEpoch(key, epoch) {
+			return true
+		}
+	}
+	return false
 }

@@ -14,13 +14,18 @@ import (
 )
 
 // dataName is incarnation-first-last-claim.parquet: a checksum of the stream's
-// incarnation, the positions of the first and the last message, and the claim of
-// the writer, so that writers that read the same messages never share a name.
-func dataName(incarnation string, first, last, claim uint64) string {
-	return fmt.Sprintf("%08x-%020d-%020d-%d.parquet", crc32.Checksum([]byte(incarnation), castagnoli), first, last, claim)
+// incarnation, with .partition when that is not 0, the positions of the first and the
+// last message, and the claim of the writer, so that writers that read the same
+// messages never share a name.
+func dataName(incarnation string, partition int, first, last, claim uint64) string {
+	stream := fmt.Sprintf("%08x", crc32.Checksum([]byte(incarnation), castagnoli))
+	if partition > 0 {
+		stream += fmt.Sprintf(".%d", partition)
+	}
+	return fmt.Sprintf("%s-%020d-%020d-%d.parquet", stream, first, last, claim)
 }
 
-var dataFileName = regexp.MustCompile(`^[0-9a-f]{8}-\d{20}-\d{20}-(\d{1,20})\.parquet$`)
+var dataFileName = regexp.MustCompile(`^[0-9a-f]{8}(?:\.\d{1,4})?-\d{20}-\d{20}-(\d{1,20})\.parquet$`)
 
 // tempName holds the claim, which says whether its writer may still be alive.
 func tempName(claim uint64, name string) string {
@@ -35,41 +40,34 @@ const claimTempPrefix = tempPrefix + "claim-"
 // claimTempAge is how old such a file must be before its writer counts as dead.
 const claimTempAge = 10 * time.Minute
 
-// sweep removes temporary files and data files that older writers left behind.
-// Those writers cannot commit any more: their next entry's name is taken. Only
-// names that a writer gives are touched, and only files that no entry names.
-func (w *Writer) sweep() error {
-	named := make(map[string]bool, len(w.state.Files))
-	for _, f := range w.state.Files {
-		named[f.Path] = true
+// sweepFolder removes from a folder what no entry names and a dead writer made.
+func (l *Log) sweepFolder(dir string, named map[string]bool, dead func(claim uint64) bool) (removed int, err error) {
+	d, err := os.Open(filepath.Join(l.put.lake, dir))
+	if err != nil {
+		return 0, err
 	}
-	for _, dir := range append([]string{Folder}, w.o.Tables...) {
-		d, err := os.Open(filepath.Join(w.put.lake, dir))
-		if err != nil {
-			return fmt.Errorf("sweep the lake: %w", err)
-		}
-		names, err := d.Readdirnames(-1)
-		if err := errors.Join(err, d.Close()); err != nil {
-			return fmt.Errorf("sweep the lake: %w", err)
-		}
-		for _, name := range names {
-			if named[dir+"/"+name] || !w.orphan(dir, name) {
-				continue
-			}
-			path := filepath.Join(w.put.lake, dir, name)
-			if err := removeIfThere(path); err != nil {
-				return fmt.Errorf("sweep the lake: %w", err)
-			}
-			w.swept++
-		}
+	names, err := d.Readdirnames(-1)
+	if err := errors.Join(err, d.Close()); err != nil {
+		return 0, err
 	}
-	return nil
+	for _, name := range names {
+		path := filepath.Join(l.put.lake, dir, name)
+		if named[dir+"/"+name] || !orphan(dir, path, dead) {
+			continue
+		}
+		if err := removeIfThere(path); err != nil {
+			return removed, err
+		}
+		removed++
+	}
+	return removed, nil
 }
 
 // orphan reports whether a file that no entry names is a writer's that is dead.
-func (w *Writer) orphan(dir, name string) bool {
+func orphan(dir, path string, dead func(claim uint64) bool) bool {
+	name := filepath.Base(path)
 	if strings.HasPrefix(name, claimTempPrefix) {
-		info, err := os.Lstat(filepath.Join(w.put.lake, dir, name))
+		info, err := os.Lstat(path)
 		return !errors.Is(err, fs.ErrNotExist) && err == nil && time.Since(info.ModTime()) > claimTempAge
 	}
 	m := tempFileName.FindStringSubmatch(name)
@@ -80,5 +78,5 @@ func (w *Writer) orphan(dir, name string) bool {
 		return false
 	}
 	claim, err := strconv.ParseUint(m[1], 10, 64)
-	return err == nil && claim < w.state.Claim
+	return err == nil && dead(claim)
 }

@@ -66,14 +66,21 @@ func Pending(ctx context.Context, busURL, lakeDir string) (uint64, error) {
 		return 0, fmt.Errorf("count the messages that the lake has not taken: %w", err)
 	}
 	defer b.Close()
-	info, err := b.Info(ctx, 0)
-	if err != nil {
-		return 0, fmt.Errorf("count the messages that the lake has not taken: %w", err)
+	pending, sources := uint64(0), lake.Sources()
+	for n := range b.Partitions() {
+		info, err := b.Info(ctx, n)
+		if err != nil {
+			return 0, fmt.Errorf("count the messages that the lake has not taken: %w", err)
+		}
+		source := sources[n]
+		if source.Incarnation == "" && info.Last == 0 { // nothing was ever there
+			continue
+		}
+		if source.Incarnation != info.Incarnation {
+			return 0, fmt.Errorf("the lake is of stream %s, made at %s; the bus has one made at %s", source.Stream,
+				source.Incarnation, info.Incarnation)
+		}
+		pending += info.Last + 1 - min(source.Next, info.Last+1)
 	}
-	source := lake.Source()
-	if source.Incarnation != info.Incarnation {
-		return 0, fmt.Errorf("the lake is of stream %s, made at %s; the bus has one made at %s", source.Stream,
-			source.Incarnation, info.Incarnation)
-	}
-	return info.Last + 1 - min(source.Next, info.Last+1), nil
+	return pending, nil
 }

@@ -189,9 +189,9 @@ func lake(c *config.Config, b *bus.Broker) []Finding {
 		return one(Fail, "lake", err.Error(), "restore the folder from a copy, or set materializer.lake to another one")
 	}
 	age := time.Since(time.Unix(0, state.WallNS)).Round(time.Second)
-	found := fmt.Sprintf("%s is at version %d, written %v ago by writer %s; the next to start takes it over", dir,
-		state.Version, age, state.Writer)
-	s := state.Source
+	found := fmt.Sprintf("%s is at version %d, written %v ago; who starts now goes on from there, or shares the work",
+		dir, state.Version, age)
+	s := state.Sources()[0]
 	switch {
 	case s.Stream != "" && s.Stream != c.Bus.Stream:
 		return one(Warn, "lake", fmt.Sprintf("%s holds rows of stream %s, and bus.stream is %s", dir, s.Stream, c.Bus.Stream),
