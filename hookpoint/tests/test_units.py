@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 from pathlib import Path
@@ -103,6 +104,52 @@ def test_golden_messages_are_read(name: str) -> None:
         assert np.array_equal(v.reshape(-1), widen(b.dtype, np.frombuffer(raw[k], np.uint8)), equal_nan=True)
     half = np.arange(len(b)) % 2 == 0
     assert m.choose(half).positions.tolist() == b.positions[half].tolist()
+
+
+@pytest.mark.parametrize("name", ["vectors", "vectors_one_row", "vectors_ragged"])
+def test_messages_of_the_last_release_mean_what_they_meant(name: str) -> None:
+    m = decode((GOLDEN / "frozen-1" / f"{name}.arrow").read_bytes())
+    want = json.loads((GOLDEN / "frozen-1" / f"{name}.json").read_text())
+    head, rows, b = want["header"], want["rows"], m.choose(np.ones(m.batch.num_rows, bool))
+    assert len(b) == len(rows)
+    assert (b.tenant, b.engine, b.rank, b.hook, b.layer) == tuple(
+        head[k] for k in ("Tenant", "Engine", "Rank", "Hook", "Layer")
+    )
+    assert (b.shard, b.shard_count, b.dtype, list(b.shape), b.ragged) == (
+        head["Shard"],
+        head["ShardCount"],
+        head["DType"],
+        head["Shape"] or [],
+        head["Ragged"],
+    )
+    assert (int(b.epoch, 16), m.prev) == (head["Epoch"], (head["Prev"]["Seq"], head["Prev"]["Row"]))
+    columns = {
+        "Seq": b.seq,
+        "Row": b.row,
+        "Number": b.numbers,
+        "Request": b.requests,
+        "Sample": b.samples,
+        "Position": b.positions,
+        "Pass": b.passes,
+        "Phase": b.phases,
+        "CaptureNS": b.capture_ns,
+    }
+    for i, row in enumerate(rows):
+        assert {key: column[i] for key, column in columns.items()} == {key: row[key] for key in columns}
+        raw = np.frombuffer(base64.b64decode(row["Vec"] or ""), np.uint8)
+        assert np.array_equal(b.vectors[i].reshape(-1), widen(b.dtype, raw), equal_nan=True)
+
+
+def test_what_a_later_minor_version_adds_is_passed_over() -> None:
+    was, is_now = (decode((GOLDEN / f"{name}.arrow").read_bytes()) for name in ("vectors", "next_minor"))
+    every = np.ones(was.batch.num_rows, bool)
+    assert is_now.meta["version"] == "1.7" and "a_later_list" in is_now.batch.schema.names
+    assert repr(is_now.choose(every)) == repr(was.choose(every))
+
+
+def test_the_next_major_version_is_refused_with_a_sentence() -> None:
+    with pytest.raises(sonde.DamagedMessage, match=r"schema version '2' and this package reads 1: upgrade it$"):
+        decode((GOLDEN / "next_major.arrow").read_bytes())
 
 
 @pytest.mark.parametrize("name", ["vectors", "vectors_ragged", "requests"])
