@@ -34,11 +34,11 @@ else
 endif
 
 kafka: ## fetch a real Kafka broker for tests and trials, once, into build/kafka (needs java and mvn)
-	@if [ -d build/kafka/lib ]; then :; \
+	@if ls build/kafka/lib/kafka-tools-*.jar >/dev/null 2>&1; then :; \
 	elif ! command -v mvn >/dev/null || ! command -v java >/dev/null; then \
 	  echo "NOT RUN: Kafka broker: needs java and mvn"; \
 	else \
-	  mkdir -p build/kafka && rm -rf build/kafka/part && \
+	  mkdir -p build/kafka && rm -rf build/kafka/part build/kafka/lib && \
 	  mvn -q -B -f bus/kafkatest/pom.xml dependency:copy-dependencies -DincludeScope=runtime \
 	    -DoutputDirectory="$$PWD/build/kafka/part" && mv build/kafka/part build/kafka/lib; \
 	fi
