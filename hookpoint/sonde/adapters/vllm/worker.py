@@ -42,9 +42,10 @@ def install() -> None:
     if hasattr(WorkerWrapperBase, "sonde_stats"):
         return
     shutdown = WorkerWrapperBase.shutdown
+    load = WorkerWrapperBase.__dict__.get("load_model")  # of another plug-in; vLLM itself asks the worker
 
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        out = self.worker.load_model(*args, **kwargs)
+        out = self.worker.load_model(*args, **kwargs) if load is None else load(self, *args, **kwargs)
         settings = Settings.of(self.vllm_config.additional_config)
         if settings is not None:
             self.sonde = attach(self.worker, self.vllm_config, settings)

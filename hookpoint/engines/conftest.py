@@ -1,0 +1,34 @@
+"""Fixtures of the tests of engines."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+
+os.environ |= {
+    "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TOKENIZERS_PARALLELISM": "false",
+}  # fmt: skip
+
+
+@pytest.fixture
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """`sonde run` by itself."""
+    import pipeline
+
+    folder = tmp_path_factory.mktemp("e")
+    run = pipeline.Pipeline(folder, "none")
+    run.start_run()
+    try:
+        yield run
+    finally:
+        run.stop()
+        shutil.rmtree(folder, ignore_errors=True)
