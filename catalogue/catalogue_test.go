@@ -30,7 +30,7 @@ var units = regexp.MustCompile(`_(bytes|seconds|messages|rows|records|descriptor
 
 func TestEveryMetricFollowsTheRulesOfNames(t *testing.T) {
 	seen := map[string]bool{}
-	name := regexp.MustCompile(`^sonde_(bus|engine|detector|materializer|lake|producer)_[a-z0-9_]+$`)
+	name := regexp.MustCompile(`^sonde_(bus|engine|detector|materializer|lake|producer|spool)_[a-z0-9_]+$`)
 	label := regexp.MustCompile(`^[a-z]+$`)
 	for _, s := range Sections {
 		if len(s.Metrics) == 0 {
