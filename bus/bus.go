@@ -149,6 +149,10 @@ type SubscribeOptions struct {
 	Filters     []string // NATS wildcards; a message must match one; empty: all
 	From        uint64   // first position wanted; 0: the first there is; FromNew: only what comes
 	Incarnation string   // that From belongs to; "": any
+
+	// Since, with From 0: the first message that was stored at or after it; with Kafka,
+	// to the ms. Where there is none, only what comes.
+	Since time.Time
 }
 
 // Subscription is a reader of one partition. It survives restarts of the broker by

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -24,7 +25,8 @@ import (
 	"sonde/bus/natstest"
 )
 
-// broker is what the suite is run against.
+// broker is what the suite is run against. The bound of a stream is that of each of
+// its partitions here.
 type broker struct {
 	open     func(t *testing.T, maxBytes int64) bus.Bus // on the same stream, closed with the test
 	down     func(t *testing.T)                         // without warning
@@ -33,18 +35,25 @@ type broker struct {
 	signal   func(t *testing.T, s os.Signal) // of a process
 }
 
-var brokers = map[string]func(t *testing.T) *broker{
+// brokers make a stream of so many partitions. Those that one process serves to all
+// tests take turns, because some tests kill it.
+var brokers = map[string]func(t *testing.T, partitions int) *broker{
 	"memory":   memoryBroker,
 	"embedded": embeddedBroker,
 	"process":  processBroker,
 	"kafka":    kafkaBroker,
+	"server":   natsServerBroker,
+	"cluster":  clusterBroker,
 }
 
-func memoryBroker(t *testing.T) *broker {
-	b := bustest.New()
+func memoryBroker(t *testing.T, partitions int) *broker {
+	b := bustest.NewPartitioned(partitions)
 	t.Cleanup(func() { b.Close() })
 	return &broker{
-		open: func(t *testing.T, maxBytes int64) bus.Bus { b.SetMaxBytes(uint64(maxBytes)); return b },
+		open: func(t *testing.T, maxBytes int64) bus.Bus {
+			b.SetMaxBytes(uint64(maxBytes) * uint64(partitions))
+			return b
+		},
 		down: func(*testing.T) { b.Stop() }, up: func(*testing.T) { b.Start() },
 		recreate: func(*testing.T) { b.Recreate() },
 	}
@@ -63,16 +72,17 @@ func openNATS(t *testing.T, o bus.NATSOptions) bus.Bus {
 	return b
 }
 
-func embeddedBroker(t *testing.T) *broker {
+func embeddedBroker(t *testing.T, partitions int) *broker {
 	o := bus.EmbeddedOptions{StoreDir: t.TempDir(), Logger: quiet()}
 	e := startEmbedded(t, o)
 	t.Cleanup(func() { e.Close() })
 	open := func(t *testing.T, maxBytes int64) bus.Bus {
-		return openNATS(t, bus.NATSOptions{Embedded: e, MaxBytes: maxBytes})
+		return openNATS(t, bus.NATSOptions{Embedded: e, Partitions: partitions,
+			MaxBytes: maxBytes * int64(partitions)})
 	}
 	return &broker{open: open, recreate: func(t *testing.T) {
 		nc, err := nats.Connect("", bus.InProcess(e))
-		deleteStream(t, nc, err)
+		deleteStreams(t, nc, err)
 	}}
 }
 
@@ -85,17 +95,24 @@ func startEmbedded(t *testing.T, o bus.EmbeddedOptions) *bus.EmbeddedServer {
 	return e
 }
 
-func deleteStream(t *testing.T, nc *nats.Conn, err error) {
+// deleteStreams removes all streams of a server, as somebody else could.
+func deleteStreams(t *testing.T, nc *nats.Conn, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer nc.Close()
 	js, err := jetstream.New(nc)
-	if err == nil {
-		err = js.DeleteStream(deadline(t), "SONDE")
-	}
 	if err != nil {
+		t.Fatal(err)
+	}
+	names := js.StreamNames(deadline(t))
+	for name := range names.Name() {
+		if err := js.DeleteStream(deadline(t), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := names.Err(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -121,10 +138,11 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	stopKafka()
+	stopCluster()
 	os.Exit(code)
 }
 
-func processBroker(t *testing.T) *broker {
+func processBroker(t *testing.T, partitions int) *broker {
 	dir, listen, url := t.TempDir(), "127.0.0.1:0", ""
 	var server *exec.Cmd
 	var stdin io.Closer
@@ -160,11 +178,12 @@ func processBroker(t *testing.T) *broker {
 			}
 		},
 		open: func(t *testing.T, maxBytes int64) bus.Bus {
-			return openNATS(t, bus.NATSOptions{URL: url, MaxBytes: maxBytes, WindowBytes: 1 << 20})
+			return openNATS(t, bus.NATSOptions{URL: url, Partitions: partitions,
+				MaxBytes: maxBytes * int64(partitions), WindowBytes: 1 << 20})
 		},
 		recreate: func(t *testing.T) {
 			nc, err := nats.Connect(url)
-			deleteStream(t, nc, err)
+			deleteStreams(t, nc, err)
 		}}
 }
 
@@ -175,29 +194,31 @@ func deadline(t *testing.T) context.Context {
 	return ctx
 }
 
+// shared are the brokers that all tests use.
+var shared = []string{"kafka", "cluster"}
+
+// forEachBroker runs a test on a stream of one partition and of three.
 func forEachBroker(t *testing.T, test func(t *testing.T, k *broker)) {
 	for name, make := range brokers {
-		t.Run(name, func(t *testing.T) {
-			// The tests of the one Kafka broker take turns: some of them kill it.
-			if name != "kafka" {
-				t.Parallel()
-			}
-			test(t, make(t))
-		})
+		for _, partitions := range []int{1, 3} {
+			t.Run(fmt.Sprintf("%s-%d", name, partitions), func(t *testing.T) {
+				if !slices.Contains(shared, name) {
+					t.Parallel()
+				}
+				test(t, make(t, partitions))
+			})
+		}
 	}
 }
 
-// forEachMortalBroker leaves out the server in the own process: it is not killed
-// alone.
+// forEachMortalBroker leaves out those that cannot be killed alone, as the server in
+// the own process.
 func forEachMortalBroker(t *testing.T, test func(t *testing.T, k *broker)) {
-	for _, name := range []string{"memory", "process", "kafka"} {
-		t.Run(name, func(t *testing.T) {
-			if name != "kafka" {
-				t.Parallel()
-			}
-			test(t, brokers[name](t))
-		})
-	}
+	forEachBroker(t, func(t *testing.T, k *broker) {
+		if k.down != nil {
+			test(t, k)
+		}
+	})
 }
 
 // publisher publishes numbered messages and keeps what became of them.
@@ -222,10 +243,32 @@ func (p *publisher) payload(i int) []byte {
 	return data
 }
 
+// subject is that of a rank of its own.
+func (p *publisher) subject() string { return "sonde.v1.tenant." + p.name + ".0.x" }
+
+func (p *publisher) partition() int { return bus.PartitionOf(p.subject(), p.b.Partitions()) }
+
+// info is what its partition says of itself.
+func (p *publisher) info(t *testing.T) bus.StreamInfo {
+	t.Helper()
+	info, err := p.b.Info(deadline(t), p.partition())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
+// read subscribes to its partition.
+func (p *publisher) read(t *testing.T, o bus.SubscribeOptions) bus.Subscription {
+	t.Helper()
+	o.Partition = p.partition()
+	return subscribe(t, p.b, o)
+}
+
 func (p *publisher) publish(ctx context.Context, i int) error {
 	p.waiting.Add(1)
 	called := false
-	m := bus.Message{Subject: "sonde.v1." + p.name, ID: fmt.Sprint(p.name, "-", i), Data: p.payload(i)}
+	m := bus.Message{Subject: p.subject(), ID: fmt.Sprint(p.name, "-", i), Data: p.payload(i)}
 	err := p.b.Publish(ctx, m, func(seq uint64, err error) {
 		defer p.waiting.Done()
 		p.mu.Lock()
@@ -256,7 +299,10 @@ func (p *publisher) check(t *testing.T, published int) {
 		t.Error(err)
 	}
 	at := map[uint64]int{}
-	for _, d := range readAll(t, p.b, "sonde.v1."+p.name) {
+	for _, d := range readAll(t, p.b, p.subject()) {
+		if d.Partition != p.partition() {
+			t.Fatalf("%s stands in partition %d, not %d", d.Subject, d.Partition, p.partition())
+		}
 		i := int(binary.LittleEndian.Uint64(d.Data))
 		if i < 0 || i >= published || !bytes.Equal(d.Data, p.payload(i)) {
 			t.Fatalf("position %d holds a message that nobody published", d.Seq)
@@ -290,20 +336,22 @@ func (p *publisher) checkOrder(t *testing.T, published int) {
 // readAll reads what the stream holds for the filters now.
 func readAll(t *testing.T, b bus.Bus, filters ...string) []bus.Delivery {
 	t.Helper()
-	info, err := b.Info(deadline(t), 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The last message tells where the end is, whatever the filters leave out.
-	s := subscribe(t, b, bus.SubscribeOptions{})
-	defer s.Close()
 	var out []bus.Delivery
-	for at := info.First; at <= info.Last; {
-		d := next(t, s)
-		if bus.MatchAny(filters, d.Subject) {
-			out = append(out, d)
+	for i := range b.Partitions() {
+		info, err := b.Info(deadline(t), i)
+		if err != nil {
+			t.Fatal(err)
 		}
-		at = d.Seq + 1
+		// The last message tells where the end is, whatever the filters leave out.
+		s := subscribe(t, b, bus.SubscribeOptions{Partition: i})
+		for at := info.First; at <= info.Last; {
+			d := next(t, s)
+			if bus.MatchAny(filters, d.Subject) {
+				out = append(out, d)
+			}
+			at = d.Seq + 1
+		}
+		s.Close()
 	}
 	return out
 }

@@ -13,9 +13,11 @@ func InProcess(e *EmbeddedServer) nats.Option { return nats.InProcessServer(e) }
 
 // SetAnswerTimeout changes when the broker's silence counts as a failure.
 func SetAnswerTimeout(n *NATS, d time.Duration) {
-	n.pub.mu.Lock()
-	defer n.pub.mu.Unlock()
-	n.pub.answerTimeout = d
+	for _, p := range n.pubs {
+		p.mu.Lock()
+		p.answerTimeout = d
+		p.mu.Unlock()
+	}
 }
 
 // SetIdleCheck changes when a reader that gets nothing looks at the stream.
@@ -40,7 +42,7 @@ func SetPatience(k *Kafka, d time.Duration) { k.patience.Store(int64(d)) }
 func KafkaClient(k *Kafka) *kafka.Client { return k.client }
 
 // ProduceHead is what stands in front of a batch.
-func ProduceHead(topic string, batch []byte) []byte { return (&produceQuery{topic, batch}).head() }
+func ProduceHead(topic string, batch []byte) []byte { return (&produceQuery{topic, 0, batch}).head() }
 
 // ParseProduced reads the answer to a batch.
 func ParseProduced(answer []byte) (code int16, offset int64, err error) {

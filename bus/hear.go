@@ -56,7 +56,7 @@ func (n *NATS) stopHearing(h *hearing) {
 func (n *NATS) hearOn(c *connection, h *hearing) {
 	h.subs = nil // Those of the last connection, which its own counter still reads.
 	for _, f := range h.filters {
-		sub, err := c.nc.Subscribe(f, h.take)
+		sub, err := c.nc.Subscribe(n.o.wireFilter(f), func(m *nats.Msg) { h.take(n.o.plainSubject(m.Subject), m.Data) })
 		if err == nil {
 			err = sub.SetPendingLimits(maxUnheard, maxUnheardBytes)
 		}
@@ -85,10 +85,10 @@ func (n *NATS) countUnheard(c *connection, subs []*nats.Subscription) {
 	}
 }
 
-func (h *hearing) take(m *nats.Msg) {
+func (h *hearing) take(subject string, data []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.stopped {
-		h.hear(m.Subject, m.Data)
+		h.hear(subject, data)
 	}
 }

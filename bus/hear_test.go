@@ -16,7 +16,7 @@ func TestAHearerGetsWhatIsPublishedFromThenOn(t *testing.T) {
 		b := k.open(t, 0)
 		ctx := deadline(t)
 		heard := make(chan string, 100)
-		stop, err := b.Hear([]string{"sonde.v1.a.>", "sonde.v1.*.z"}, func(subject string, data []byte) {
+		stop, err := b.Hear([]string{"sonde.v1.a.>", "sonde.v1.*.z", "sonde.v1.*.*.0.vectors.>"}, func(subject string, data []byte) {
 			heard <- subject + "=" + string(data)
 		})
 		if err != nil {
@@ -33,11 +33,25 @@ func TestAHearerGetsWhatIsPublishedFromThenOn(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		// On a slow machine the hearer may begin a moment late.
+		awaitHeard(ctx, t, heard, func(n int) { say("sonde.v1.a.begin", fmt.Sprint(n)) })
+		say("sonde.v1.a.begin", "end")
+		for got := ""; got != "sonde.v1.a.begin=end"; {
+			select {
+			case got = <-heard:
+			case <-ctx.Done():
+				t.Fatal("the end of the beginning is never heard")
+			}
+		}
 		say("sonde.v1.b.x", "not for us")
 		say("sonde.v1.a.x", "one")
 		expect(ctx, t, heard, "sonde.v1.a.x=one")
 		say("sonde.v1.b.z", "two")
 		expect(ctx, t, heard, "sonde.v1.b.z=two")
+		for _, engine := range []string{"one", "two", "three", "four"} { // in all partitions
+			say("sonde.v1.b."+engine+".0.vectors.h.1", engine)
+			expect(ctx, t, heard, "sonde.v1.b."+engine+".0.vectors.h.1="+engine)
+		}
 		if k.down != nil {
 			k.down(t)
 			k.up(t)

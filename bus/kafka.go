@@ -18,7 +18,8 @@ import (
 type KafkaOptions struct {
 	Brokers     []string // host:port of some brokers; the others are learned from them
 	Stream      string   // topic that holds Subjects, "": SONDE; commands go through Stream.commands
-	MaxBytes    int64    // bound of the stream, held by its publishers, 0: none
+	Partitions  int      // of the topic, 0: 1
+	MaxBytes    int64    // bound of the stream, each partition to its share, held by its publishers, 0: none
 	MustExist   bool     // a missing topic is an error, also later, instead of made
 	WindowBytes int64    // published and not acknowledged, 0: 64 MiB
 	Replicas    int      // of a topic that is made, 0: the default of the broker
@@ -28,8 +29,8 @@ type KafkaOptions struct {
 	Registerer  prometheus.Registerer
 }
 
-// Kafka is a Bus on a topic with one partition: position n is offset n-1. A topic
-// that is made anew has another id, which is the incarnation. Kafka refuses nothing
+// Kafka is a Bus on a topic: position n of a partition is offset n-1. A topic that is
+// made anew has another id, which is the incarnation. Kafka refuses nothing
 // when a topic is full, so that the publishers hold the bound, and it drops no
 // duplicates of this client: whoever reads the stream does.
 type Kafka struct {
@@ -39,10 +40,10 @@ type Kafka struct {
 	addr      net.Addr
 	transport *kafka.Transport
 	client    *kafka.Client
-	pub       *kafkaPublisher
+	window    *window
+	pubs      []*kafkaPublisher // by partition
 	hearings  *kafkaHearings
 	commands  *kafkaCommands
-	size      *streamSize
 	ctx       context.Context // ends with Close
 	cancel    context.CancelFunc
 	workers   sync.WaitGroup
@@ -86,7 +87,9 @@ func OpenKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 		return nil, fmt.Errorf("open the bus: %w", err)
 	}
 	k.metrics.connections.Inc()
-	k.workers.Go(k.pub.run)
+	for _, p := range k.pubs {
+		k.workers.Go(p.run)
+	}
 	k.workers.Go(k.probe)
 	return k, nil
 }
@@ -99,12 +102,17 @@ func newKafka(o KafkaOptions) (*Kafka, error) {
 	if o.WindowBytes == 0 {
 		o.WindowBytes = defaultWindow
 	}
+	if o.Partitions == 0 {
+		o.Partitions = 1
+	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
 	switch {
 	case len(o.Brokers) == 0:
 		return nil, errors.New("no Kafka broker is given")
+	case o.Partitions < 0 || o.Partitions > MaxPartitions:
+		return nil, fmt.Errorf("%d partitions; want 1 to %d", o.Partitions, MaxPartitions)
 	case o.MaxBytes < 0 || o.WindowBytes < 0:
 		return nil, fmt.Errorf("max_bytes %d and window_bytes %d must not be negative", o.MaxBytes, o.WindowBytes)
 	}
@@ -112,7 +120,7 @@ func newKafka(o KafkaOptions) (*Kafka, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kafka{o: o, log: o.Logger, metrics: m, size: &streamSize{}, subscriptions: map[*kafkaSubscription]bool{}}
+	k := &Kafka{o: o, log: o.Logger, metrics: m, subscriptions: map[*kafkaSubscription]bool{}}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	if err := k.dial(); err != nil {
 		k.cancel()
@@ -120,7 +128,10 @@ func newKafka(o KafkaOptions) (*Kafka, error) {
 	}
 	k.limit.Store(MaxPayloadBytes)
 	k.patience.Store(int64(answerTimeout))
-	k.pub = newKafkaPublisher(k)
+	k.window = newWindow(m, o.WindowBytes)
+	for i := range o.Partitions {
+		k.pubs = append(k.pubs, newKafkaPublisher(k, k.window, i))
+	}
 	k.hearings = newKafkaHearings(k)
 	k.commands = newKafkaCommands(k)
 	return k, nil
@@ -202,23 +213,29 @@ func (k *Kafka) heard(began int64, err error) {
 
 // probe keeps what is known of the broker and of its stream fresh.
 func (k *Kafka) probe() {
-	for k.ctx.Err() == nil {
+	for i := 0; k.ctx.Err() == nil; i = (i + 1) % k.o.Partitions { // one after the other, whatever their number
 		sleep(k.ctx, probeEvery)
 		ctx, cancel := context.WithTimeout(k.ctx, callTimeout)
-		info, err := k.look(ctx)
+		// What it finds goes into the metrics; that it finds nothing is booked where it asks.
+		_, _ = k.look(ctx, i)
 		cancel()
-		if err == nil {
-			k.metrics.saw(info)
-		}
 	}
 }
 
 // Partitions implements Bus.
-func (k *Kafka) Partitions() int { return 1 }
+func (k *Kafka) Partitions() int { return k.o.Partitions }
+
+// share is the bound of each partition in bytes, 0: none.
+func (k *Kafka) share() uint64 {
+	if k.o.MaxBytes == 0 {
+		return 0
+	}
+	return max(1, uint64(k.o.MaxBytes)/uint64(k.o.Partitions))
+}
 
 // Publish implements Bus.
 func (k *Kafka) Publish(ctx context.Context, m Message, done func(seq uint64, err error)) error {
-	return k.pub.publish(ctx, m, done)
+	return k.pubs[PartitionOf(m.Subject, len(k.pubs))].publish(ctx, m, done)
 }
 
 // Trouble says why the bus takes nothing now, "" when nothing is known against it.
@@ -226,7 +243,12 @@ func (k *Kafka) Trouble() string {
 	if !k.Connected() {
 		return "the connection to the broker is lost; it is tried again"
 	}
-	return k.pub.trouble()
+	for _, p := range k.pubs {
+		if why := p.trouble(); why != "" {
+			return why
+		}
+	}
+	return ""
 }
 
 // Connected implements Bus.
@@ -235,7 +257,10 @@ func (k *Kafka) Connected() bool { return !k.lost.Load() && k.ctx.Err() == nil }
 // Close implements Bus.
 func (k *Kafka) Close() error {
 	k.cancel()
-	k.pub.close()
+	k.window.close()
+	for _, p := range k.pubs {
+		p.close()
+	}
 	k.workers.Wait()
 	k.transport.CloseIdleConnections()
 	k.metrics.connected.Set(0)

@@ -45,10 +45,10 @@ func isKafkaAnswer(err error) bool {
 	return errors.As(err, &code)
 }
 
-// describe asks for the topic and its id. It fails with UnknownTopicOrPartition
+// describe asks the leader of a partition for the topic and its id. It fails with UnknownTopicOrPartition
 // when there is none.
-func (k *Kafka) describe(ctx context.Context, topic string) (*topicAnswer, error) {
-	t, err := ask[*topicAnswer](ctx, k, &topicQuery{topic})
+func (k *Kafka) describe(ctx context.Context, topic string, partition int) (*topicAnswer, error) {
+	t, err := ask[*topicAnswer](ctx, k, &topicQuery{topic, partition})
 	if err == nil {
 		err = kafkaError(t.code)
 	}
@@ -67,10 +67,12 @@ const (
 	offsetStart = -2
 )
 
-// offset asks for an end of a topic: of its first message, or of the next one.
-func (k *Kafka) offset(ctx context.Context, topic string, which int64) (int64, error) {
+// offset asks for an end of a partition: of its first message, or of the next one; or
+// for the first message at or after a time in ms since 1970, -1 when there is none.
+func (k *Kafka) offset(ctx context.Context, topic string, partition int, which int64) (int64, error) {
 	a, err := ask[*listoffsets.Response](ctx, k, &listoffsets.Request{ReplicaID: -1, Topics: []listoffsets.RequestTopic{{
-		Topic: topic, Partitions: []listoffsets.RequestPartition{{CurrentLeaderEpoch: -1, Timestamp: which}}}}})
+		Topic: topic, Partitions: []listoffsets.RequestPartition{{Partition: int32(partition), CurrentLeaderEpoch: -1,
+			Timestamp: which}}}}})
 	if err != nil {
 		return 0, err
 	}
@@ -96,13 +98,13 @@ type fetchedRecord struct {
 }
 
 // fetch asks for the messages from an offset on, and waits a moment for some.
-func (k *Kafka) fetch(ctx context.Context, topic string, offset int64) (fetched, error) {
+func (k *Kafka) fetch(ctx context.Context, topic string, partition int, offset int64) (fetched, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchWait+time.Duration(k.patience.Load()))
 	defer cancel()
 	a, err := ask[*fetch.Response](ctx, k, &fetch.Request{ReplicaID: -1, MaxWaitTime: int32(fetchWait.Milliseconds()),
 		MinBytes: 1, MaxBytes: fetchBytes, SessionID: -1, SessionEpoch: -1, Topics: []fetch.RequestTopic{{Topic: topic,
-			Partitions: []fetch.RequestPartition{{CurrentLeaderEpoch: -1, FetchOffset: offset, LogStartOffset: -1,
-				PartitionMaxBytes: fetchBytes}}}}})
+			Partitions: []fetch.RequestPartition{{Partition: int32(partition), CurrentLeaderEpoch: -1, FetchOffset: offset,
+				LogStartOffset: -1, PartitionMaxBytes: fetchBytes}}}}})
 	if err != nil {
 		return fetched{}, err
 	}
@@ -164,10 +166,10 @@ func (r *fetchedRecord) header(name string) []byte {
 
 // produce stores a batch, acknowledged by all replicas in sync, and gives the
 // offset of its first message.
-func (k *Kafka) produce(ctx context.Context, topic string, batch []byte) (int64, error) {
+func (k *Kafka) produce(ctx context.Context, topic string, partition int, batch []byte) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(k.patience.Load()))
 	defer cancel()
-	a, err := ask[*produceAnswer](ctx, k, &produceQuery{topic, batch})
+	a, err := ask[*produceAnswer](ctx, k, &produceQuery{topic, partition, batch})
 	if err != nil {
 		return 0, err
 	}

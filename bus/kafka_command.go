@@ -59,7 +59,7 @@ func (c *kafkaCommands) follow() *kafkaTail {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.tail == nil {
-		c.tail = c.k.newTail(c.topic, c.take, nil)
+		c.tail = c.k.newTail(c.topic, 0, c.take, nil)
 		tail := c.tail
 		c.k.workers.Go(func() { tail.run(c.k.ctx) })
 	}
@@ -126,7 +126,7 @@ func (c *kafkaCommands) request(ctx context.Context, subject string, data []byte
 func (c *kafkaCommands) send(ctx context.Context, subject, header, id string, data []byte) error {
 	batch := encodeBatch(nil, time.Now().UnixMilli(), []batchRecord{{key: subject, value: data,
 		headers: [][2]string{{header, id}}}})
-	_, err := c.k.produce(ctx, c.topic, batch)
+	_, err := c.k.produce(ctx, c.topic, 0, batch)
 	return err
 }
 

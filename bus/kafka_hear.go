@@ -3,18 +3,17 @@ package bus
 import (
 	"context"
 	"sync"
-	"time"
 )
 
-// kafkaHearings are the calls of Hear. They share one reader of the end of the
-// topic, which runs while there are any.
+// kafkaHearings are the calls of Hear. They share one reader of the end of
+// each partition, which run while there are any.
 type kafkaHearings struct {
 	k *Kafka
 
-	mu   sync.Mutex // order: mu → kafkaHearing.mu
-	all  map[*kafkaHearing]bool
-	tail *kafkaTail
-	stop context.CancelFunc // of tail
+	mu    sync.Mutex // order: mu → kafkaHearing.mu
+	all   map[*kafkaHearing]bool
+	tails []*kafkaTail       // by partition
+	stop  context.CancelFunc // of them
 }
 
 // kafkaHearing is one call of Hear.
@@ -37,38 +36,41 @@ func (k *Kafka) Hear(filters []string, hear func(subject string, data []byte)) (
 		return nil, ErrClosed
 	}
 	h := &kafkaHearing{filters: filters, hear: hear}
-	tail := k.hearings.add(h)
+	tails := k.hearings.add(h)
 	// From now on means from this return on, unless the broker is away.
-	t := time.NewTimer(callTimeout)
-	defer t.Stop()
-	select {
-	case <-tail.ready:
-	case <-t.C:
-	case <-k.ctx.Done():
+	ctx, cancel := context.WithTimeout(k.ctx, callTimeout)
+	defer cancel()
+	for _, tail := range tails {
+		select {
+		case <-tail.ready:
+		case <-ctx.Done():
+		}
 	}
 	return sync.OnceFunc(func() { k.hearings.remove(h) }), nil
 }
 
-func (s *kafkaHearings) add(h *kafkaHearing) *kafkaTail {
+func (s *kafkaHearings) add(h *kafkaHearing) []*kafkaTail {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.all[h] = true
-	if s.tail == nil {
+	if s.tails == nil {
 		ctx, cancel := context.WithCancel(s.k.ctx)
 		s.stop = cancel
-		s.tail = s.k.newTail(s.k.o.Stream, s.take, func(lost int64) { s.k.metrics.unheard.Add(float64(lost)) })
-		tail := s.tail
-		s.k.workers.Go(func() { tail.run(ctx) })
+		for i := range s.k.o.Partitions {
+			tail := s.k.newTail(s.k.o.Stream, i, s.take, func(lost int64) { s.k.metrics.unheard.Add(float64(lost)) })
+			s.tails = append(s.tails, tail)
+			s.k.workers.Go(func() { tail.run(ctx) })
+		}
 	}
-	return s.tail
+	return s.tails
 }
 
 func (s *kafkaHearings) remove(h *kafkaHearing) {
 	s.mu.Lock()
 	delete(s.all, h)
-	if len(s.all) == 0 && s.tail != nil {
+	if len(s.all) == 0 && s.tails != nil {
 		s.stop()
-		s.tail = nil
+		s.tails = nil
 	}
 	s.mu.Unlock()
 	h.mu.Lock()

@@ -35,7 +35,7 @@ func ProbeKafka(ctx context.Context, o KafkaOptions) (Broker, error) {
 
 func (k *Kafka) probeOnce(ctx context.Context) (Broker, error) {
 	b := Broker{Version: "Kafka", MaxPayload: topicMaxMessage}
-	t, err := k.describe(ctx, k.o.Stream)
+	t, err := k.describe(ctx, k.o.Stream, 0)
 	if errors.Is(err, kafka.UnknownTopicOrPartition) {
 		return b, nil
 	}
@@ -46,12 +46,18 @@ func (k *Kafka) probeOnce(ctx context.Context) (Broker, error) {
 	if err != nil {
 		return b, fmt.Errorf("look at the configuration of topic %s: %w", k.o.Stream, err)
 	}
-	k.estimate(ctx, t)
-	info, err := k.look(ctx)
+	b.Losses, b.Differences = kafkaLosses(t, have, k.o.Partitions), k.differences(t, have)
+	if t.partitions != k.o.Partitions { // its sizes cannot be asked for with the wrong number
+		b.Stream = &StreamInfo{Name: k.o.Stream, Incarnation: t.id}
+		return b, nil
+	}
+	infos, err := k.lookAll(ctx, t)
 	if err != nil {
 		return b, fmt.Errorf("look at topic %s: %w", k.o.Stream, err)
 	}
-	b.Stream, b.Losses, b.Differences = &info, kafkaLosses(t, have), k.differences(t, have)
+	for _, info := range infos {
+		b.add(info)
+	}
 	if n, err := strconv.ParseInt(have["max.message.bytes"], 10, 64); err == nil {
 		b.MaxMsgSize = n
 	}

@@ -11,8 +11,9 @@ import (
 // produceQuery stores a batch: Produce version 7, written straight from the batch.
 // The library would copy it once more.
 type produceQuery struct {
-	topic string
-	batch []byte // behind its length
+	topic     string
+	partition int
+	batch     []byte // behind its length
 }
 
 // produceAnswer says what became of it.
@@ -37,7 +38,7 @@ func (*produceQuery) Required(map[protocol.ApiKey]int16) bool { return true }
 
 // Broker implements protocol.BrokerMessage.
 func (q *produceQuery) Broker(c protocol.Cluster) (protocol.Broker, error) {
-	return leaderOf(c, q.topic), nil
+	return leaderOf(c, q.topic, q.partition), nil
 }
 
 // head is the request in front of the batch.
@@ -49,7 +50,8 @@ func (q *produceQuery) head() []byte {
 	b = append(b, 0, 0, 0, 1) // one topic
 	b = binary.BigEndian.AppendUint16(b, uint16(len(q.topic)))
 	b = append(b, q.topic...)
-	b = append(b, 0, 0, 0, 1, 0, 0, 0, 0) // one partition, the first
+	b = append(b, 0, 0, 0, 1) // one partition
+	b = binary.BigEndian.AppendUint32(b, uint32(q.partition))
 	binary.BigEndian.PutUint32(b, uint32(len(b)-4+len(q.batch)))
 	return b
 }

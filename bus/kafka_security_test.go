@@ -58,7 +58,11 @@ func TestKafkaWithTLSAndPasswords(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if reply, err := b.Request(deadline(t), "sonde.cmd.a", []byte("x")); err != nil || string(reply) != "x" {
+		reply, err := b.Request(deadline(t), "sonde.cmd.a", []byte("x"))
+		for ctx := deadline(t); errors.Is(err, bus.ErrNoReply) && ctx.Err() == nil; { // the topic is being made
+			reply, err = b.Request(ctx, "sonde.cmd.a", []byte("x"))
+		}
+		if err != nil || string(reply) != "x" {
 			t.Errorf("request: %q, %v", reply, err)
 		}
 		stop()

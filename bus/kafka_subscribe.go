@@ -16,8 +16,9 @@ const lostEndChecks = 5
 // kafkaSubscription reads ahead of its user: one answer of the broker waits, and
 // one is on its way.
 type kafkaSubscription struct {
-	k       *Kafka
-	filters []string
+	k         *Kafka
+	partition int
+	filters   []string
 	place
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -37,8 +38,13 @@ func (k *Kafka) Subscribe(ctx context.Context, o SubscribeOptions) (Subscription
 	if err := checkPartition(k.o.Stream, o.Partition, k.Partitions()); err != nil {
 		return nil, err
 	}
-	s := &kafkaSubscription{k: k, filters: o.Filters, place: place{next: o.From, incarnation: o.Incarnation},
-		chunks: make(chan kafkaChunk, 1)}
+	s := &kafkaSubscription{k: k, partition: o.Partition, filters: o.Filters,
+		place: place{next: o.From, incarnation: o.Incarnation}, chunks: make(chan kafkaChunk, 1)}
+	if err := s.findTime(ctx, &o, func(ctx context.Context) (uint64, StreamInfo, error) {
+		return k.at(ctx, o.Partition, o.Since)
+	}); err != nil {
+		return nil, fmt.Errorf("subscribe: %w", err)
+	}
 	s.ctx, s.cancel = context.WithCancel(k.ctx)
 	if o.From == FromNew || o.Incarnation == "" {
 		// What "new" and "any" mean is decided now, not at the first message.
@@ -94,7 +100,7 @@ func (s *kafkaSubscription) run() {
 			}
 			looked = true
 		}
-		got, err := s.k.fetch(s.ctx, s.k.o.Stream, int64(s.next)-1)
+		got, err := s.k.fetch(s.ctx, s.k.o.Stream, s.partition, int64(s.next)-1)
 		if err == nil {
 			err = s.take(got)
 		}
@@ -102,6 +108,9 @@ func (s *kafkaSubscription) run() {
 		switch {
 		case err == nil:
 			wait = firstRedial
+			if id, _ := s.k.lastID.Load().(string); len(got.records) == 0 && !s.belongs(id) {
+				looked = false // the topic is another one, which happens to end where the old one did
+			}
 			continue
 		case errors.As(err, &permanent) && (errors.Is(err, ErrIncarnation) || errors.Is(err, ErrTrimmed)):
 			s.push(kafkaChunk{err: permanent.error})
@@ -129,7 +138,7 @@ func (s *kafkaSubscription) take(got fetched) error {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
-	t, err := s.k.describe(ctx, s.k.o.Stream)
+	t, err := s.k.describe(ctx, s.k.o.Stream, s.partition)
 	if err != nil {
 		return err
 	}
@@ -139,7 +148,7 @@ func (s *kafkaSubscription) take(got fetched) error {
 	first, last := uint64(got.records[0].offset)+1, uint64(got.records[len(got.records)-1].offset)+1
 	if first > s.next {
 		// Only Trim takes messages away; the marks of transactions of others are none.
-		start, err := s.k.offset(ctx, s.k.o.Stream, offsetStart)
+		start, err := s.k.offset(ctx, s.k.o.Stream, s.partition, offsetStart)
 		if err != nil {
 			return err
 		}
@@ -153,10 +162,11 @@ func (s *kafkaSubscription) take(got fetched) error {
 		r := &got.records[i]
 		bytes += uint64(len(r.key) + len(r.value) + 16)
 		if ValidSubject(r.key) && Match(Subjects, r.key) && MatchAny(s.filters, r.key) {
-			out = append(out, Delivery{Seq: uint64(r.offset) + 1, Subject: r.key, Data: r.value, Stored: msTime(r.time)})
+			out = append(out, Delivery{Partition: s.partition, Seq: uint64(r.offset) + 1, Subject: r.key, Data: r.value,
+				Stored: msTime(r.time)})
 		}
 	}
-	s.k.size.read(t.id, int64(first)-1, int64(last), bytes)
+	s.k.pubs[s.partition].size.read(t.id, int64(first)-1, int64(last), bytes)
 	if len(out) > 0 {
 		s.push(kafkaChunk{deliveries: out})
 	}
@@ -168,7 +178,7 @@ func (s *kafkaSubscription) take(got fetched) error {
 func (s *kafkaSubscription) look() error {
 	checks := 0
 	return s.k.call(s.ctx, func(ctx context.Context) error {
-		info, err := s.k.look(ctx)
+		info, err := s.k.look(ctx, s.partition)
 		if err != nil {
 			return err
 		}

@@ -8,18 +8,19 @@ import (
 	kafka "github.com/segmentio/kafka-go"
 )
 
-// kafkaTail follows a topic from now on, wherever that is after something went
+// kafkaTail follows a partition from now on, wherever that is after something went
 // wrong: it promises nothing.
 type kafkaTail struct {
-	k     *Kafka
-	topic string
-	take  func(*fetchedRecord)
-	skip  func(lost int64) // messages that were too many to take; nil: all are taken
-	ready chan struct{}    // closed when the end was found
+	k         *Kafka
+	topic     string
+	partition int
+	take      func(*fetchedRecord)
+	skip      func(lost int64) // messages that were too many to take; nil: all are taken
+	ready     chan struct{}    // closed when the end was found
 }
 
-func (k *Kafka) newTail(topic string, take func(*fetchedRecord), skip func(int64)) *kafkaTail {
-	return &kafkaTail{k: k, topic: topic, take: take, skip: skip, ready: make(chan struct{})}
+func (k *Kafka) newTail(topic string, partition int, take func(*fetchedRecord), skip func(int64)) *kafkaTail {
+	return &kafkaTail{k: k, topic: topic, partition: partition, take: take, skip: skip, ready: make(chan struct{})}
 }
 
 // run follows until ctx ends.
@@ -57,10 +58,10 @@ func (t *kafkaTail) found() {
 func (t *kafkaTail) start(ctx context.Context) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := t.k.ensure(ctx, t.topic); err != nil {
+	if _, err := t.k.ensure(ctx, t.topic, t.partition); err != nil {
 		return -1, err
 	}
-	at, err := t.k.offset(ctx, t.topic, offsetEnd)
+	at, err := t.k.offset(ctx, t.topic, t.partition, offsetEnd)
 	if err != nil {
 		return -1, err
 	}
@@ -69,7 +70,7 @@ func (t *kafkaTail) start(ctx context.Context) (int64, error) {
 
 // step takes what is there, or waits a moment for it.
 func (t *kafkaTail) step(ctx context.Context, at int64) (int64, error) {
-	got, err := t.k.fetch(ctx, t.topic, at)
+	got, err := t.k.fetch(ctx, t.topic, t.partition, at)
 	if err != nil {
 		return at, err
 	}

@@ -67,12 +67,12 @@ func openKafka(t *testing.T, o bus.KafkaOptions) *bus.Kafka {
 	return b
 }
 
-func kafkaBroker(t *testing.T) *broker {
+func kafkaBroker(t *testing.T, partitions int) *broker {
 	server := realKafka(t)
 	topic := fmt.Sprintf("T%d", kafkaTopics.Add(1))
 	open := func(t *testing.T, maxBytes int64) bus.Bus {
-		return openKafka(t, bus.KafkaOptions{Brokers: []string{server.Address}, Stream: topic, MaxBytes: maxBytes,
-			WindowBytes: 1 << 20})
+		return openKafka(t, bus.KafkaOptions{Brokers: []string{server.Address}, Stream: topic, Partitions: partitions,
+			MaxBytes: maxBytes * int64(partitions), WindowBytes: 1 << 20})
 	}
 	return &broker{open: open,
 		down: func(*testing.T) { server.Kill() },

@@ -40,27 +40,35 @@ func topicConfig(topic string, o *KafkaOptions) []kafka.ConfigEntry {
 	return c
 }
 
-// ensure makes a topic when it is missing and may be made, and describes it.
-func (k *Kafka) ensure(ctx context.Context, topic string) (*topicAnswer, error) {
-	t, err := k.describe(ctx, topic)
+// ensure makes a topic when it is missing and may be made, and describes it as the
+// leader of a partition knows it. Another number of partitions is a permanent error.
+func (k *Kafka) ensure(ctx context.Context, topic string, partition int) (*topicAnswer, error) {
+	t, err := k.describe(ctx, topic, partition)
+	if err == nil && topic == k.o.Stream && t.partitions != k.o.Partitions {
+		return nil, errPermanent{fmt.Errorf("topic %s has %d partitions, and bus.partitions is %d; set that to %[2]d, or name "+
+			"another topic", topic, t.partitions, k.o.Partitions)}
+	}
 	if !errors.Is(err, kafka.UnknownTopicOrPartition) {
 		return t, err
 	}
 	if k.o.MustExist && topic == k.o.Stream {
 		// A broker that just started may not have heard of it yet.
 		sleep(ctx, lastRedial)
-		if t, err = k.describe(ctx, topic); errors.Is(err, kafka.UnknownTopicOrPartition) {
+		if t, err = k.describe(ctx, topic, partition); errors.Is(err, kafka.UnknownTopicOrPartition) {
 			err = errPermanent{fmt.Errorf("topic %s does not exist; start sonde run, which makes it: %w", topic,
 				ErrIncarnation)}
 		}
 		return t, err
 	}
-	replicas := k.o.Replicas
+	partitions, replicas := 1, k.o.Replicas
+	if topic == k.o.Stream {
+		partitions = k.o.Partitions
+	}
 	if replicas == 0 {
 		replicas = -1 // as the broker does by default
 	}
 	a, err := k.client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: topic,
-		NumPartitions: 1, ReplicationFactor: replicas, ConfigEntries: topicConfig(topic, &k.o)}}})
+		NumPartitions: partitions, ReplicationFactor: replicas, ConfigEntries: topicConfig(topic, &k.o)}}})
 	if err == nil {
 		err = a.Errors[topic]
 	}
@@ -76,7 +84,7 @@ func (k *Kafka) ensure(ctx context.Context, topic string) (*topicAnswer, error) 
 	default:
 		k.log.Info("made the topic", "topic", topic)
 	}
-	return k.describe(ctx, topic)
+	return k.describe(ctx, topic, partition)
 }
 
 // configOf asks for what a topic and its broker's defaults say.
@@ -99,10 +107,10 @@ func (k *Kafka) configOf(ctx context.Context, topic string) (map[string]string, 
 }
 
 // kafkaLosses lists why a topic would lose messages or order by itself.
-func kafkaLosses(t *topicAnswer, have map[string]string) []string {
+func kafkaLosses(t *topicAnswer, have map[string]string, partitions int) []string {
 	var wrong []string
-	if t.partitions != 1 {
-		wrong = append(wrong, fmt.Sprintf("it has %d partitions, not 1", t.partitions))
+	if t.partitions != partitions {
+		wrong = append(wrong, fmt.Sprintf("it has %d partitions, and bus.partitions is %d", t.partitions, partitions))
 	}
 	if have == nil {
 		return wrong
@@ -124,7 +132,7 @@ func kafkaLosses(t *topicAnswer, have map[string]string) []string {
 // checkTopic compares a topic with what this program would have made. It refuses
 // one that loses messages by itself, and reports other differences.
 func (k *Kafka) checkTopic(ctx context.Context) error {
-	t, err := k.ensure(ctx, k.o.Stream)
+	t, err := k.ensure(ctx, k.o.Stream, 0)
 	if err != nil {
 		return err
 	}
@@ -135,7 +143,7 @@ func (k *Kafka) checkTopic(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	if wrong := kafkaLosses(t, have); len(wrong) > 0 {
+	if wrong := kafkaLosses(t, have, k.o.Partitions); len(wrong) > 0 {
 		return errPermanent{fmt.Errorf("topic %s would lose messages or order: %s; change the topic, or name another one",
 			k.o.Stream, strings.Join(wrong, "; "))}
 	}
@@ -146,8 +154,7 @@ func (k *Kafka) checkTopic(ctx context.Context) error {
 		k.log.Warn("the topic differs from what this program would make; it is left as it is", "topic", k.o.Stream,
 			"difference", d)
 	}
-	k.estimate(ctx, t)
-	_, err = k.look(ctx)
+	_, err = k.lookAll(ctx, t)
 	return err
 }
 
@@ -174,14 +181,30 @@ func (k *Kafka) differences(t *topicAnswer, have map[string]string) (out []strin
 	return out
 }
 
-// estimate takes the size of the topic on its leader's disk for its size now.
-func (k *Kafka) estimate(ctx context.Context, t *topicAnswer) {
+// lookAll looks at each partition for the first time.
+func (k *Kafka) lookAll(ctx context.Context, t *topicAnswer) (infos []StreamInfo, err error) {
+	told := false
+	for i := range k.o.Partitions {
+		if err := k.estimate(ctx, t, i); err != nil && !told {
+			told = true
+			k.log.Warn("the size of the topic is not known: its bound counts what comes from now on", "topic", k.o.Stream,
+				"error", err)
+		}
+		info, err := k.look(ctx, i)
+		if err != nil {
+			return nil, err
+		}
+		infos = append(infos, info)
+	}
+	return infos, nil
+}
+
+// estimate takes the size of a partition on its leader's disk for its size now.
+func (k *Kafka) estimate(ctx context.Context, t *topicAnswer, partition int) error {
 	a, err := ask[*logDirsResponse](ctx, k, &logDirsRequest{Topics: []logDirsTopic{{Topic: k.o.Stream,
-		Partitions: []int32{0}}}})
+		Partitions: []int32{int32(partition)}}}})
 	if err != nil {
-		k.log.Warn("the size of the topic is not known: its bound counts what comes from now on", "topic", k.o.Stream,
-			"error", err)
-		return
+		return err
 	}
 	var bytes int64
 	for _, d := range a.Dirs {
@@ -191,7 +214,8 @@ func (k *Kafka) estimate(ctx context.Context, t *topicAnswer) {
 			}
 		}
 	}
-	k.size.expect(t.id, uint64(max(bytes, 0)))
+	k.pubs[partition].size.expect(t.id, uint64(max(bytes, 0)))
+	return nil
 }
 
 // Info implements Bus.
@@ -200,32 +224,29 @@ func (k *Kafka) Info(ctx context.Context, partition int) (info StreamInfo, err e
 		return info, err
 	}
 	err = k.call(ctx, func(ctx context.Context) error {
-		info, err = k.look(ctx)
+		info, err = k.look(ctx, partition)
 		return err
 	})
-	if err == nil {
-		k.metrics.saw(info)
-	}
 	return info, err
 }
 
-// look asks once for the ends of the topic, and whether it is the same one before
-// and after that.
-func (k *Kafka) look(ctx context.Context) (StreamInfo, error) {
-	before, err := k.ensure(ctx, k.o.Stream)
+// look asks once for the ends of a partition, and whether the topic is the same one
+// before and after that.
+func (k *Kafka) look(ctx context.Context, partition int) (StreamInfo, error) {
+	before, err := k.ensure(ctx, k.o.Stream, partition)
 	if err != nil {
 		return StreamInfo{}, err
 	}
 	// The start first: it never overtakes an end that is asked for later.
-	start, err := k.offset(ctx, k.o.Stream, offsetStart)
+	start, err := k.offset(ctx, k.o.Stream, partition, offsetStart)
 	if err != nil {
 		return StreamInfo{}, fmt.Errorf("ask for the start of topic %s: %w", k.o.Stream, err)
 	}
-	end, err := k.offset(ctx, k.o.Stream, offsetEnd)
+	end, err := k.offset(ctx, k.o.Stream, partition, offsetEnd)
 	if err != nil {
 		return StreamInfo{}, fmt.Errorf("ask for the end of topic %s: %w", k.o.Stream, err)
 	}
-	after, err := k.describe(ctx, k.o.Stream)
+	after, err := k.describe(ctx, k.o.Stream, partition)
 	if err != nil {
 		return StreamInfo{}, err
 	}
@@ -235,9 +256,10 @@ func (k *Kafka) look(ctx context.Context) (StreamInfo, error) {
 	if old, _ := k.lastID.Swap(after.id).(string); old != "" && old != after.id {
 		k.log.Warn("the topic was made anew", "topic", k.o.Stream, "incarnation", after.id)
 	}
-	info := StreamInfo{Name: k.o.Stream, Incarnation: after.id, First: uint64(start) + 1, Last: uint64(end),
-		Messages: uint64(end - min(start, end)), MaxBytes: uint64(k.o.MaxBytes)}
-	info.Bytes = k.size.saw(after.id, start, end)
+	info := StreamInfo{Name: k.o.Stream, Partition: partition, Incarnation: after.id, First: uint64(start) + 1,
+		Last: uint64(end), Messages: uint64(end - min(start, end)), MaxBytes: k.share()}
+	info.Bytes = k.pubs[partition].size.saw(after.id, start, end)
+	k.metrics.saw(info)
 	return info, nil
 }
 
@@ -247,13 +269,13 @@ func (k *Kafka) Trim(ctx context.Context, partition int, below uint64) error {
 		return err
 	}
 	return k.call(ctx, func(ctx context.Context) error {
-		info, err := k.look(ctx)
+		info, err := k.look(ctx, partition)
 		if err != nil {
 			return err
 		}
 		k.mu.Lock()
 		for s := range k.subscriptions {
-			if !s.belongs(info.Incarnation) {
+			if s.partition == partition && !s.belongs(info.Incarnation) {
 				err = errPermanent{k.recreated(info)}
 			}
 		}
@@ -266,15 +288,17 @@ func (k *Kafka) Trim(ctx context.Context, partition int, below uint64) error {
 			return nil
 		}
 		a, err := ask[*deleteRecordsResponse](ctx, k, &deleteRecordsRequest{TimeoutMs: int32(callTimeout.Milliseconds()),
-			Topics: []deleteRecordsTopic{{Name: k.o.Stream, Partitions: []deleteRecordsPartition{{Offset: int64(below) - 1}}}}})
+			Topics: []deleteRecordsTopic{{Name: k.o.Stream, Partitions: []deleteRecordsPartition{{
+				Partition: int32(partition), Offset: int64(below) - 1}}}}})
 		if err == nil {
 			err = deletedRecordsError(a)
 		}
 		if err != nil {
-			return fmt.Errorf("trim topic %s below %d: %w", k.o.Stream, below, err)
+			return fmt.Errorf("trim partition %d of topic %s below %d: %w", partition, k.o.Stream, below, err)
 		}
-		k.size.saw(info.Incarnation, int64(below)-1, int64(info.Last))
-		wake(k.pub.trimmed)
+		p := k.pubs[partition]
+		p.size.saw(info.Incarnation, int64(below)-1, int64(info.Last))
+		wake(p.trimmed)
 		return nil
 	})
 }

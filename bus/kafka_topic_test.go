@@ -187,7 +187,7 @@ func TestKafkaProbeAndLookerOnMakeNoTopic(t *testing.T) {
 
 // A broker that says nothing for a while may have stored anything of what was sent.
 func TestSilentKafkaLosesAndDisordersNothing(t *testing.T) {
-	k := kafkaBroker(t)
+	k := kafkaBroker(t, 1)
 	b := k.open(t, 0).(*bus.Kafka)
 	bus.SetPatience(b, 100*time.Millisecond)
 	publishThroughSilence(t, k, b, 2000)
@@ -210,7 +210,7 @@ func TestKafkaReaderPassesOverWhatIsNotOurs(t *testing.T) {
 		}
 		p.publish(deadline(t), i)
 		p.waiting.Wait()
-		if d := next(t, s); d.Subject != "sonde.v1.p" || d.Seq != p.seqs[i] {
+		if d := next(t, s); d.Subject != p.subject() || d.Seq != p.seqs[i] {
 			t.Fatalf("got %s at %d; want message %d at %d", d.Subject, d.Seq, i, p.seqs[i])
 		}
 	}

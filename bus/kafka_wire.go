@@ -51,7 +51,7 @@ func (*deleteRecordsRequest) ApiKey() protocol.ApiKey  { return protocol.DeleteR
 func (*deleteRecordsResponse) ApiKey() protocol.ApiKey { return protocol.DeleteRecords }
 
 func (r *deleteRecordsRequest) Broker(c protocol.Cluster) (protocol.Broker, error) {
-	return leaderOf(c, r.Topics[0].Name), nil
+	return leaderOf(c, r.Topics[0].Name, int(r.Topics[0].Partitions[0].Partition)), nil
 }
 
 type logDirsRequest struct {
@@ -90,12 +90,12 @@ func (*logDirsRequest) ApiKey() protocol.ApiKey  { return protocol.DescribeLogDi
 func (*logDirsResponse) ApiKey() protocol.ApiKey { return protocol.DescribeLogDirs }
 
 func (r *logDirsRequest) Broker(c protocol.Cluster) (protocol.Broker, error) {
-	return leaderOf(c, r.Topics[0].Topic), nil
+	return leaderOf(c, r.Topics[0].Topic, int(r.Topics[0].Partitions[0])), nil
 }
 
-// leaderOf is the leader of the one partition, or any broker while it is unknown.
-func leaderOf(c protocol.Cluster, topic string) protocol.Broker {
-	if p, ok := c.Topics[topic].Partitions[0]; ok {
+// leaderOf is the leader of a partition, or any broker while it is unknown.
+func leaderOf(c protocol.Cluster, topic string, partition int) protocol.Broker {
+	if p, ok := c.Topics[topic].Partitions[int32(partition)]; ok {
 		if b, ok := c.Brokers[p.Leader]; ok {
 			return b
 		}
@@ -105,7 +105,10 @@ func leaderOf(c protocol.Cluster, topic string) protocol.Broker {
 
 // topicQuery asks for one topic with its id: Metadata version 10, which the
 // library does not speak.
-type topicQuery struct{ topic string }
+type topicQuery struct {
+	topic     string
+	partition int // whose leader is asked
+}
 
 // topicAnswer describes a topic.
 type topicAnswer struct {
@@ -129,7 +132,7 @@ func (*topicQuery) Required(map[protocol.ApiKey]int16) bool { return true }
 // Broker implements protocol.BrokerMessage. The leader knows best whether its
 // topic is still the same one.
 func (q *topicQuery) Broker(c protocol.Cluster) (protocol.Broker, error) {
-	return leaderOf(c, q.topic), nil
+	return leaderOf(c, q.topic, q.partition), nil
 }
 
 // RawExchange implements protocol.RawExchanger.

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"fmt"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -27,6 +28,9 @@ type metrics struct {
 	streamBytes    prometheus.Gauge
 	streamMaxBytes prometheus.Gauge
 	streamMessages prometheus.Gauge
+
+	mu   sync.Mutex         // a leaf
+	seen map[int]StreamInfo // by partition
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -46,7 +50,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		all = append(all, g)
 		return g
 	}
-	m := &metrics{
+	m := &metrics{seen: map[int]StreamInfo{},
 		published:      counter("sonde_bus_published_messages_total"),
 		publishedBytes: counter("sonde_bus_published_bytes_total"),
 		acknowledged:   counter("sonde_bus_acknowledged_messages_total"),
@@ -76,9 +80,18 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-// saw keeps what the broker said about the stream.
+// saw keeps what the broker said about a partition of the stream.
 func (m *metrics) saw(i StreamInfo) {
-	m.streamBytes.Set(float64(i.Bytes))
-	m.streamMaxBytes.Set(float64(i.MaxBytes))
-	m.streamMessages.Set(float64(i.Messages))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.seen[i.Partition] = i
+	var sum StreamInfo
+	for _, p := range m.seen {
+		sum.Bytes += p.Bytes
+		sum.MaxBytes += p.MaxBytes
+		sum.Messages += p.Messages
+	}
+	m.streamBytes.Set(float64(sum.Bytes))
+	m.streamMaxBytes.Set(float64(sum.MaxBytes))
+	m.streamMessages.Set(float64(sum.Messages))
 }

@@ -19,7 +19,8 @@ type NATSOptions struct {
 	URL         string // of one server, or of those of a cluster with commas between them
 	Embedded    *EmbeddedServer
 	Stream      string // name of the stream that holds Subjects, "": SONDE
-	MaxBytes    int64  // bound of the stream, 0: none
+	Partitions  int    // of the stream, 0: 1
+	MaxBytes    int64  // bound of the stream, each partition to its share, 0: none
 	MustExist   bool   // a missing stream is an error, also later, instead of made
 	WindowBytes int64  // published and not acknowledged, 0: 64 MiB
 	Replicas    int    // servers that store the stream when it is made, 0: 1
@@ -35,7 +36,8 @@ type NATS struct {
 	log     *slog.Logger
 	metrics *metrics
 	link    *link
-	pub     *publisher
+	window  *window
+	pubs    []*publisher // by partition
 	workers sync.WaitGroup
 	trouble atomic.Pointer[string] // why the stream does not answer
 
@@ -51,6 +53,9 @@ const (
 	maxWindowMessages = 8192 // published and not acknowledged
 	answerTimeout     = 30 * time.Second
 	pollEvery         = 5 * time.Second // of the size of the stream, for metrics
+	// tlsTries is how often a connection is tried that ends behind its handshake: a server
+	// that refuses the certificate says so, but is not heard where our first write breaks.
+	tlsTries = 5
 )
 
 // OpenNATS connects, waiting for the broker until ctx ends, and makes the stream
@@ -67,6 +72,12 @@ func OpenNATS(ctx context.Context, o NATSOptions) (*NATS, error) {
 	if o.WindowBytes == 0 {
 		o.WindowBytes = defaultWindow
 	}
+	if o.Partitions == 0 {
+		o.Partitions = 1
+	}
+	if o.Partitions < 0 || o.Partitions > MaxPartitions {
+		return nil, fmt.Errorf("open the bus: %d partitions; want 1 to %d", o.Partitions, MaxPartitions)
+	}
 	if o.MaxBytes < 0 || o.WindowBytes < 0 || o.Replicas < 0 {
 		return nil, fmt.Errorf("open the bus: max_bytes %d, window_bytes %d and replicas %d must not be negative", o.MaxBytes,
 			o.WindowBytes, o.Replicas)
@@ -82,13 +93,18 @@ func OpenNATS(ctx context.Context, o NATSOptions) (*NATS, error) {
 		hearings: map[*hearing]bool{}, subscriptions: map[*subscription]bool{}}
 	n.link = &link{dial: n.dial, log: n.log, metrics: m, stopped: make(chan struct{}), up: make(chan struct{})}
 	n.link.ctx, n.link.cancel = context.WithCancel(context.Background())
-	n.pub = newPublisher(n)
+	n.window = newWindow(m, o.WindowBytes)
+	for i := range o.Partitions {
+		n.pubs = append(n.pubs, newPublisher(n, n.window, i))
+	}
 	n.workers.Go(func() { n.link.run(n.serveAll) })
-	if err := n.link.call(ctx, n.checkStream); err != nil {
+	if err := n.link.call(ctx, n.checkStreams); err != nil {
 		n.link.close()
 		return nil, fmt.Errorf("open the bus: %w", err)
 	}
-	n.workers.Go(n.pub.run)
+	for _, p := range n.pubs {
+		n.workers.Go(p.run)
+	}
 	n.workers.Go(n.poll)
 	return n, nil
 }
@@ -110,7 +126,11 @@ func connectNATS(url string, security *NATSSecurity, opts []nats.Option) (*nats.
 	if err != nil {
 		return nil, errPermanent{err}
 	}
-	nc, err := nats.Connect(url, append(opts, proof...)...)
+	opts = append(opts, proof...)
+	nc, err := nats.Connect(url, opts...)
+	for tries := 1; err != nil && errors.Is(err, nats.ErrTLS) && refusalByNATS(err) == "" && tries < tlsTries; tries++ {
+		nc, err = nats.Connect(url, opts...)
+	}
 	if err == nil {
 		return nc, nil
 	}
@@ -125,10 +145,9 @@ func (n *NATS) poll() {
 	for n.link.ctx.Err() == nil {
 		if c := n.link.now(); c != nil {
 			ctx, cancel := context.WithTimeout(c, callTimeout)
-			s, err := c.js.Stream(ctx, n.o.Stream)
+			err := n.lookAtAll(ctx, c)
 			switch {
 			case err == nil:
-				n.infoOf(s.CachedInfo())
 				n.trouble.Store(nil)
 			case c.Err() == nil && n.link.ctx.Err() == nil:
 				why := "stream " + n.o.Stream + " does not answer: " + troubleOf(err)
@@ -140,12 +159,24 @@ func (n *NATS) poll() {
 	}
 }
 
+// lookAtAll asks for all partitions, whatever their number is there.
+func (n *NATS) lookAtAll(ctx context.Context, c *connection) error {
+	for i := range n.o.Partitions {
+		s, err := c.js.Stream(ctx, n.o.streamName(i))
+		if err != nil {
+			return err
+		}
+		n.infoOf(s.CachedInfo(), i)
+	}
+	return nil
+}
+
 // Partitions implements Bus.
-func (n *NATS) Partitions() int { return 1 }
+func (n *NATS) Partitions() int { return n.o.Partitions }
 
 // Publish implements Bus.
 func (n *NATS) Publish(ctx context.Context, m Message, done func(seq uint64, err error)) error {
-	return n.pub.publish(ctx, m, done)
+	return n.pubs[PartitionOf(m.Subject, len(n.pubs))].publish(ctx, m, done)
 }
 
 // Trouble says why the bus takes nothing now, "" when nothing is known against it.
@@ -156,7 +187,12 @@ func (n *NATS) Trouble() string {
 	if why := n.trouble.Load(); why != nil {
 		return *why
 	}
-	return n.pub.trouble()
+	for _, p := range n.pubs {
+		if why := p.trouble(); why != "" {
+			return why
+		}
+	}
+	return ""
 }
 
 // troubleOf says what a failed look at the stream means.
@@ -180,7 +216,10 @@ func (n *NATS) Connected() bool {
 func (n *NATS) Close() error {
 	n.link.close()
 	n.workers.Wait()
-	n.pub.close()
+	n.window.close()
+	for _, p := range n.pubs {
+		p.close()
+	}
 	n.mu.Lock()
 	open := n.subscriptions
 	n.subscriptions = map[*subscription]bool{}

@@ -220,7 +220,8 @@ func (n *NATS) heardError(d *denials, err error) {
 		n.log.Warn("the access rules of the broker do not allow it", "what", verb, "subject", subject)
 	}
 	if denied && verb != "reading" && Match(Subjects, subject) {
-		n.pub.deny(subject)
+		plain := n.o.plainSubject(subject)
+		n.pubs[PartitionOf(plain, len(n.pubs))].deny(plain)
 	}
 }
 

@@ -79,7 +79,7 @@ func TestMessagesSurviveTheServer(t *testing.T) {
 
 // A broker that says nothing for a while may have stored anything of what was sent.
 func TestSilentBrokerLosesAndDisordersNothing(t *testing.T) {
-	k := processBroker(t)
+	k := processBroker(t, 1)
 	b := k.open(t, 0).(*bus.NATS)
 	bus.SetAnswerTimeout(b, 30*time.Millisecond)
 	publishThroughSilence(t, k, b, 300)
@@ -112,11 +112,11 @@ func publishThroughSilence(t *testing.T, k *broker, b bus.Bus, messages int) {
 // A reader of a quiet hook must not hear that it missed something when messages of
 // others were trimmed.
 func TestIdleReaderMissesNothingWhenOthersAreTrimmed(t *testing.T) {
-	k := processBroker(t)
+	k := processBroker(t, 1)
 	b := k.open(t, 0)
 	mine, others := newPublisher(b, "mine", 100), newPublisher(b, "others", 100)
 	mine.publish(deadline(t), 0)
-	s := subscribe(t, b, bus.SubscribeOptions{Filters: []string{"sonde.v1.mine"}})
+	s := subscribe(t, b, bus.SubscribeOptions{Filters: []string{mine.subject()}})
 	bus.SetIdleCheck(s, 10*time.Millisecond)
 	next(t, s)
 	got := make(chan bus.Delivery)

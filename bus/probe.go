@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -14,7 +15,7 @@ import (
 type Broker struct {
 	Version    string
 	MaxPayload int64       // bytes of one message, headers included
-	Stream     *StreamInfo // nil: there is no stream of that name
+	Stream     *StreamInfo // of all partitions together; nil: there is no stream of that name
 	MaxMsgSize int64       // bytes that the stream takes as one message; 0: no limit of its own
 	MaxMsgs    int64       // messages that the stream takes; 0: no limit
 	Losses     []string    // why the stream would be refused: it loses messages or order by itself
@@ -46,22 +47,56 @@ func Probe(ctx context.Context, o NATSOptions) (Broker, error) {
 		return b, fmt.Errorf("use JetStream: %w", err)
 	}
 	denied := d.ask("", cancel)
-	s, err := js.Stream(ctx, o.Stream)
-	why := denied()
-	switch {
-	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return b, nil
-	case err != nil && why != nil:
-		return b, fmt.Errorf("look at stream %s: %w", o.Stream, why)
-	case err != nil:
+	err = b.lookAt(ctx, js, &o)
+	if why := denied(); err != nil && why != nil {
+		err = why
+	}
+	if err != nil {
 		return b, fmt.Errorf("look at stream %s: %w", o.Stream, err)
 	}
-	i := s.CachedInfo()
-	info := describeStream(i)
-	b.Stream, b.MaxMsgSize, b.MaxMsgs = &info, int64(max(0, i.Config.MaxMsgSize)), max(0, i.Config.MaxMsgs)
-	b.Losses = losses(i.Config, o.streamConfig())
-	if o.Replicas > 0 && o.Replicas != i.Config.Replicas {
-		b.Differences = append(b.Differences, difference{"replicas", i.Config.Replicas, o.Replicas}.String())
-	}
 	return b, nil
+}
+
+// lookAt looks at each partition of a stream, or at the one of another number of them.
+func (b *Broker) lookAt(ctx context.Context, js jetstream.JetStream, o *NATSOptions) error {
+	for i := range max(1, o.Partitions) {
+		s, err := js.Stream(ctx, o.streamName(i))
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		b.take(s.CachedInfo(), o, i)
+	}
+	if b.Stream == nil { // where that cannot be looked at, it is found out when the stream is made
+		if s, err := js.Stream(ctx, o.otherName()); err == nil {
+			b.take(s.CachedInfo(), o, 0)
+		}
+	}
+	b.Losses, b.Differences = slices.Compact(b.Losses), slices.Compact(b.Differences)
+	if b.Stream != nil {
+		b.Stream.Name = o.Stream
+	}
+	return nil
+}
+
+func (b *Broker) take(have *jetstream.StreamInfo, o *NATSOptions, partition int) {
+	b.add(describeStream(have, partition))
+	b.MaxMsgSize, b.MaxMsgs = int64(max(0, have.Config.MaxMsgSize)), max(0, have.Config.MaxMsgs)
+	b.Losses = append(b.Losses, losses(have.Config, o.streamConfig(partition))...)
+	if o.Replicas > 0 && o.Replicas != have.Config.Replicas {
+		b.Differences = append(b.Differences, difference{"replicas", have.Config.Replicas, o.Replicas}.String())
+	}
+}
+
+// add counts a partition in: the sizes are of all of them, the positions of the first.
+func (b *Broker) add(info StreamInfo) {
+	if b.Stream == nil {
+		b.Stream = &info
+		return
+	}
+	b.Stream.Messages += info.Messages
+	b.Stream.Bytes += info.Bytes
+	b.Stream.MaxBytes += info.MaxBytes
 }

@@ -87,7 +87,7 @@ func (p *publisher) next() *entry {
 		return nil
 	}
 	e := p.entries[p.sent]
-	e.sent, e.sending, e.awaiting = true, true, true
+	e.sent, e.reading, e.awaiting = true, true, true
 	if p.unknown == 0 {
 		p.heard = time.Now()
 	}
@@ -97,7 +97,7 @@ func (p *publisher) next() *entry {
 }
 
 func (p *publisher) send(c *connection, inbox string, e *entry) {
-	m := nats.NewMsg(e.m.Subject)
+	m := nats.NewMsg(p.n.o.wireSubject(e.m.Subject, p.partition))
 	m.Data = e.m.Data
 	// The attempt changes in this goroutine alone.
 	m.Reply = inbox + "." + strconv.FormatUint(p.attempt, 10) + "." + strconv.FormatUint(e.index, 10)
@@ -110,7 +110,7 @@ func (p *publisher) send(c *connection, inbox string, e *entry) {
 	}
 	err := c.nc.PublishMsg(m)
 	p.mu.Lock()
-	e.sending = false
+	e.reading = false
 	if errors.Is(err, nats.ErrMaxPayload) && e.err == nil {
 		e.err = fmt.Errorf("publish %d bytes to %s; the broker's max_payload is %d: %w", len(e.m.Data), e.m.Subject,
 			c.nc.MaxPayload(), ErrRefused)
@@ -156,7 +156,7 @@ func (p *publisher) answer(inbox string, m *nats.Msg) {
 	if !ok || err1 != nil || err2 != nil {
 		return
 	}
-	seq, duplicate, f, refused := p.n.readAnswer(m)
+	seq, duplicate, f, refused := p.readAnswer(m)
 	p.mu.Lock()
 	if a != p.attempt || i < p.base || i-p.base >= uint64(len(p.entries)) || !p.entries[i-p.base].awaiting {
 		p.mu.Unlock()
@@ -187,7 +187,7 @@ func (p *publisher) answer(inbox string, m *nats.Msg) {
 }
 
 // readAnswer is the position, why the window fails, or why the message is refused.
-func (n *NATS) readAnswer(m *nats.Msg) (seq uint64, duplicate bool, f *failure, refused error) {
+func (p *publisher) readAnswer(m *nats.Msg) (seq uint64, duplicate bool, f *failure, refused error) {
 	if len(m.Data) == 0 {
 		return 0, false, &failure{failedUnavailable, errors.New("nobody stores the subject: the stream is missing, or has no leader")}, nil
 	}
@@ -196,9 +196,8 @@ func (n *NATS) readAnswer(m *nats.Msg) (seq uint64, duplicate bool, f *failure, 
 		return 0, false, &failure{failedUnavailable, fmt.Errorf("read the broker's answer: %w", err)}, nil
 	}
 	if a.Error == nil {
-		if a.Stream != n.o.Stream || a.Seq == 0 {
-			return 0, false, &failure{failedUnavailable, fmt.Errorf("stream %q took the message, not %s", a.Stream, n.o.Stream)},
-				nil
+		if want := p.n.o.streamName(p.partition); a.Stream != want || a.Seq == 0 {
+			return 0, false, &failure{failedUnavailable, fmt.Errorf("stream %q took the message, not %s", a.Stream, want)}, nil
 		}
 		return a.Seq, a.Duplicate, nil, nil
 	}
@@ -254,7 +253,7 @@ func (r *recovery) recover(p *publisher, c *connection, f *failure) {
 	r.wait = min(2*r.wait, lastRedial)
 	if f.reason == failedUnavailable {
 		ctx, cancel := context.WithTimeout(c, callTimeout)
-		if _, err := p.n.ensureStream(ctx, c); err != nil && c.Err() == nil {
+		if _, err := p.n.ensureStream(ctx, c, p.partition); err != nil && c.Err() == nil {
 			p.n.log.Warn("look for the stream", "error", err)
 		}
 		cancel()

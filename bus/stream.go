@@ -15,43 +15,50 @@ import (
 // dedupeWindow is how long the broker knows message ids.
 const dedupeWindow = 2 * time.Minute
 
-func (o *NATSOptions) streamConfig() jetstream.StreamConfig {
-	maxBytes := o.MaxBytes
-	if maxBytes == 0 {
-		maxBytes = -1
+func (o *NATSOptions) streamConfig(partition int) jetstream.StreamConfig {
+	maxBytes := int64(-1)
+	if o.MaxBytes > 0 {
+		maxBytes = max(1, o.MaxBytes/int64(max(1, o.Partitions)))
 	}
-	return jetstream.StreamConfig{Name: o.Stream, Subjects: []string{Subjects}, Retention: jetstream.LimitsPolicy,
-		Discard: jetstream.DiscardNew, Storage: jetstream.FileStorage, MaxBytes: maxBytes, MaxMsgs: -1, MaxMsgsPerSubject: -1,
+	return jetstream.StreamConfig{Name: o.streamName(partition), Subjects: o.subjectsOf(partition),
+		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, Storage: jetstream.FileStorage, MaxBytes: maxBytes, MaxMsgs: -1, MaxMsgsPerSubject: -1,
 		MaxMsgSize: -1, MaxConsumers: -1, Replicas: max(1, o.Replicas), Duplicates: dedupeWindow}
 }
 
 // ensureStream makes the stream when it is missing, and looks at one that exists.
 // A stream that forgets by itself is a permanent error.
-func (n *NATS) ensureStream(ctx context.Context, c *connection) (*jetstream.StreamInfo, error) {
-	s, err := c.js.Stream(ctx, n.o.Stream)
+func (n *NATS) ensureStream(ctx context.Context, c *connection, partition int) (*jetstream.StreamInfo, error) {
+	name := n.o.streamName(partition)
+	s, err := c.js.Stream(ctx, name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		if n.o.MustExist {
-			return nil, errPermanent{fmt.Errorf("stream %s does not exist; start sonde run, which makes it: %w", n.o.Stream,
+			return nil, errPermanent{fmt.Errorf("stream %s does not exist; start sonde run, which makes it: %w", name,
 				ErrIncarnation)}
 		}
-		if s, err = c.js.CreateStream(ctx, n.o.streamConfig()); err == nil {
-			n.log.Info("made the stream", "stream", n.o.Stream, "max_bytes", n.o.MaxBytes)
+		if s, err = c.js.CreateStream(ctx, n.o.streamConfig(partition)); err == nil {
+			n.log.Info("made the stream", "stream", name, "max_bytes", n.o.MaxBytes)
 			return s.CachedInfo(), nil
 		}
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // somebody else made it this moment
-			s, err = c.js.Stream(ctx, n.o.Stream)
+			s, err = c.js.Stream(ctx, name)
+		}
+		if why := n.otherNumber(ctx, c, err); why != nil {
+			return nil, why
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", n.o.Stream, permanentAnswer(err))
+		return nil, fmt.Errorf("stream %s: %w", name, permanentAnswer(err))
 	}
 	return s.CachedInfo(), nil
 }
 
+// codeNotClustered is the answer to several replicas from a server that is alone.
+const codeNotClustered = 10074
+
 // permanentAnswer marks answers that say that this stream can never be made.
 func permanentAnswer(err error) error {
 	var api *jetstream.APIError
-	if errors.As(err, &api) && api.Code == 400 {
+	if errors.As(err, &api) && (api.Code == 400 || api.ErrorCode == codeNotClustered) {
 		return errPermanent{err}
 	}
 	return err
@@ -71,32 +78,45 @@ func losses(have, want jetstream.StreamConfig) []string {
 	add(have.MaxMsgsPerSubject > 0, "max_msgs_per_subject is set")
 	add(have.AllowRollup, "rollup headers are allowed")
 	add(have.NoAck, "no_ack is set")
-	add(len(have.Subjects) != 1 || have.Subjects[0] != Subjects, fmt.Sprintf("subjects are %q, not %q", have.Subjects,
-		Subjects))
+	if number := partitionsOf(&have); number != partitionsOf(&want) && number > 0 {
+		add(true, fmt.Sprintf("it has %d partitions, and bus.partitions is %d", number, partitionsOf(&want)))
+	} else {
+		add(!slices.Equal(have.Subjects, want.Subjects), fmt.Sprintf("subjects are %q, not %q", have.Subjects, want.Subjects))
+	}
 	return wrong
+}
+
+// checkStreams checks all partitions.
+func (n *NATS) checkStreams(ctx context.Context, c *connection) error {
+	for i := range n.o.Partitions {
+		if err := n.checkStream(ctx, c, i); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkStream compares a stream with what this program would have made. It
 // refuses one that loses messages by itself, and reports other differences.
-func (n *NATS) checkStream(ctx context.Context, c *connection) error {
-	info, err := n.ensureStream(ctx, c)
+func (n *NATS) checkStream(ctx context.Context, c *connection, partition int) error {
+	info, err := n.ensureStream(ctx, c, partition)
 	if err != nil {
 		return err
 	}
-	have, want := info.Config, n.o.streamConfig()
+	have, want := info.Config, n.o.streamConfig(partition)
 	if wrong := losses(have, want); len(wrong) > 0 {
 		return errPermanent{fmt.Errorf("stream %s would lose messages or order: %s; change the stream, or name another one",
-			n.o.Stream, strings.Join(wrong, "; "))}
+			want.Name, strings.Join(wrong, "; "))}
 	}
 	if have.MaxBytes != want.MaxBytes && n.o.Embedded != nil {
 		have.MaxBytes = want.MaxBytes
 		if _, err := c.js.UpdateStream(ctx, have); err != nil {
-			return fmt.Errorf("change max_bytes of stream %s to %d: %w", n.o.Stream, want.MaxBytes, permanentAnswer(err))
+			return fmt.Errorf("change max_bytes of stream %s to %d: %w", want.Name, want.MaxBytes, permanentAnswer(err))
 		}
-		n.log.Info("changed the bound of the stream", "stream", n.o.Stream, "max_bytes", want.MaxBytes)
+		n.log.Info("changed the bound of the stream", "stream", want.Name, "max_bytes", want.MaxBytes)
 	}
-	for _, d := range n.o.differences(have) {
-		n.log.Warn("the stream differs from the configuration; it is left as it is", "stream", n.o.Stream,
+	for _, d := range n.o.differences(have, partition) {
+		n.log.Warn("the stream differs from the configuration; it is left as it is", "stream", want.Name,
 			"limit", d.what, "stream_has", d.have, "configured", d.want)
 	}
 	return nil
@@ -110,8 +130,8 @@ type difference struct {
 
 func (d difference) String() string { return fmt.Sprintf("%s is %v, not %v", d.what, d.have, d.want) }
 
-func (o *NATSOptions) differences(have jetstream.StreamConfig) []difference {
-	want := o.streamConfig()
+func (o *NATSOptions) differences(have jetstream.StreamConfig, partition int) []difference {
+	want := o.streamConfig(partition)
 	all := []difference{{"max_bytes", have.MaxBytes, want.MaxBytes}, {"max_msgs", have.MaxMsgs, want.MaxMsgs},
 		{"storage", have.Storage.String(), want.Storage.String()},
 		{"duplicate_window", have.Duplicates.String(), want.Duplicates.String()},
@@ -128,23 +148,23 @@ func (n *NATS) Info(ctx context.Context, partition int) (info StreamInfo, err er
 		return info, err
 	}
 	err = n.link.call(ctx, func(ctx context.Context, c *connection) error {
-		i, err := n.ensureStream(ctx, c)
+		i, err := n.ensureStream(ctx, c, partition)
 		if err == nil {
-			info = n.infoOf(i)
+			info = n.infoOf(i, partition)
 		}
 		return err
 	})
 	return info, err
 }
 
-func (n *NATS) infoOf(i *jetstream.StreamInfo) StreamInfo {
-	out := describeStream(i)
+func (n *NATS) infoOf(i *jetstream.StreamInfo, partition int) StreamInfo {
+	out := describeStream(i, partition)
 	n.metrics.saw(out)
 	return out
 }
 
-func describeStream(i *jetstream.StreamInfo) StreamInfo {
-	out := StreamInfo{Name: i.Config.Name, Incarnation: strconv.FormatInt(i.Created.UnixNano(), 16),
+func describeStream(i *jetstream.StreamInfo, partition int) StreamInfo {
+	out := StreamInfo{Name: i.Config.Name, Partition: partition, Incarnation: strconv.FormatInt(i.Created.UnixNano(), 16),
 		First: i.State.FirstSeq, Last: i.State.LastSeq, Messages: i.State.Msgs, Bytes: i.State.Bytes,
 		MaxBytes: uint64(max(0, i.Config.MaxBytes))}
 	if out.Messages == 0 {
@@ -159,14 +179,14 @@ func (n *NATS) Trim(ctx context.Context, partition int, below uint64) error {
 		return err
 	}
 	return n.link.call(ctx, func(ctx context.Context, c *connection) error {
-		i, err := n.ensureStream(ctx, c)
+		i, err := n.ensureStream(ctx, c, partition)
 		if err != nil {
 			return err
 		}
-		info := n.infoOf(i)
+		info := n.infoOf(i, partition)
 		n.mu.Lock()
 		for s := range n.subscriptions {
-			if !s.belongs(info.Incarnation) {
+			if s.partition == partition && !s.belongs(info.Incarnation) {
 				err = errPermanent{s.recreated(info)}
 			}
 		}
@@ -179,12 +199,12 @@ func (n *NATS) Trim(ctx context.Context, partition int, below uint64) error {
 		if below <= info.First {
 			return nil
 		}
-		s, err := c.js.Stream(ctx, n.o.Stream)
+		s, err := c.js.Stream(ctx, info.Name)
 		if err != nil {
 			return err
 		}
 		if err := s.Purge(ctx, jetstream.WithPurgeSequence(below)); err != nil {
-			return fmt.Errorf("trim stream %s below %d: %w", n.o.Stream, below, err)
+			return fmt.Errorf("trim stream %s below %d: %w", info.Name, below, err)
 		}
 		return nil
 	})

@@ -39,7 +39,7 @@ func TestBrokerThatIsKilledInMidPublishLosesNothing(t *testing.T) {
 		rng := random(t)
 		b := k.open(t, 0)
 		one, two := newPublisher(b, "one", 5000), newPublisher(b, "two", 50_000)
-		reader := subscribe(t, b, bus.SubscribeOptions{Filters: []string{"sonde.v1.one"}})
+		reader := one.read(t, bus.SubscribeOptions{Filters: []string{one.subject()}})
 		const messages = 400
 		var all sync.WaitGroup
 		for _, p := range []*publisher{one, two} {
@@ -81,12 +81,12 @@ func TestFullStreamMakesPublishWaitUntilTrim(t *testing.T) {
 				}
 			}
 		})
-		reader := subscribe(t, b, bus.SubscribeOptions{})
+		reader := p.read(t, bus.SubscribeOptions{})
 		for got := 0; got < messages; {
 			d := next(t, reader)
-			info, err := b.Info(deadline(t), 0)
-			if err != nil {
-				t.Fatal(err)
+			info := p.info(t)
+			if info.MaxBytes != limit {
+				t.Fatalf("the bound of the partition is %d", info.MaxBytes)
 			}
 			if info.Bytes > limit {
 				t.Fatalf("the stream holds %d bytes; its bound is %d", info.Bytes, limit)
@@ -94,7 +94,7 @@ func TestFullStreamMakesPublishWaitUntilTrim(t *testing.T) {
 			if string(d.Data) == string(p.payload(got)) {
 				got++
 			}
-			if err := b.Trim(deadline(t), 0, d.Seq+1); err != nil {
+			if err := b.Trim(deadline(t), d.Partition, d.Seq+1); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -115,45 +115,45 @@ func TestPositionsSurviveTheReaderAndSayWhenTheyAreGone(t *testing.T) {
 			p.publish(deadline(t), i)
 		}
 		p.check(t, 30)
-		info, err := b.Info(deadline(t), 0)
-		if err != nil || info.First != 1 || info.Last != 30 || info.Messages != 30 || info.Bytes < 1000 {
-			t.Fatalf("info %+v, %v", info, err)
+		info := p.info(t)
+		if info.First != 1 || info.Last != 30 || info.Messages != 30 || info.Bytes < 1000 {
+			t.Fatalf("info %+v", info)
 		}
-		if d := next(t, subscribe(t, b, bus.SubscribeOptions{From: 17, Incarnation: info.Incarnation})); d.Seq != 17 ||
-			d.Subject != "sonde.v1.p" || d.Stored.IsZero() {
+		if d := next(t, p.read(t, bus.SubscribeOptions{From: 17, Incarnation: info.Incarnation})); d.Seq != 17 ||
+			d.Subject != p.subject() || d.Stored.IsZero() || d.Partition != p.partition() {
 			t.Fatalf("from 17: %d %s %s", d.Seq, d.Subject, d.Stored)
 		}
-		running, late := subscribe(t, b, bus.SubscribeOptions{}), subscribe(t, b, bus.SubscribeOptions{From: bus.FromNew})
+		running, late := p.read(t, bus.SubscribeOptions{}), p.read(t, bus.SubscribeOptions{From: bus.FromNew})
 		next(t, running)
 		for _, below := range []uint64{11, 5, 0} {
-			if err := b.Trim(deadline(t), 0, below); err != nil {
+			if err := b.Trim(deadline(t), p.partition(), below); err != nil {
 				t.Fatal(err)
 			}
 		}
-		_, err = subscribe(t, b, bus.SubscribeOptions{From: 4}).Next(deadline(t))
+		_, err := p.read(t, bus.SubscribeOptions{From: 4}).Next(deadline(t))
 		var trimmed *bus.TrimmedError
 		if !errors.Is(err, bus.ErrTrimmed) || !errors.As(err, &trimmed) || trimmed.Want != 4 || trimmed.First != 11 {
 			t.Fatalf("from 4 after a trim below 11: %v", err)
 		}
-		if d := next(t, subscribe(t, b, bus.SubscribeOptions{From: 11})); d.Seq != 11 {
+		if d := next(t, p.read(t, bus.SubscribeOptions{From: 11})); d.Seq != 11 {
 			t.Fatalf("from 11: %d", d.Seq)
 		}
-		if d := next(t, subscribe(t, b, bus.SubscribeOptions{})); d.Seq != 11 {
+		if d := next(t, p.read(t, bus.SubscribeOptions{})); d.Seq != 11 {
 			t.Fatalf("from the first: %d", d.Seq)
 		}
 		// Far beyond the end: everything goes, and positions go on where they were.
-		if err := b.Trim(deadline(t), 0, 1000); err != nil {
+		if err := b.Trim(deadline(t), p.partition(), 1000); err != nil {
 			t.Fatal(err)
 		}
-		if info, err = b.Info(deadline(t), 0); err != nil || info.First != 31 || info.Last != 30 || info.Messages != 0 {
-			t.Fatalf("info of an empty stream %+v, %v", info, err)
+		if info = p.info(t); info.First != 31 || info.Last != 30 || info.Messages != 0 {
+			t.Fatalf("info of an empty stream %+v", info)
 		}
 		p.publish(deadline(t), 30)
 		p.waiting.Wait()
 		if d := next(t, late); d.Seq != 31 {
 			t.Fatalf("from new: %d", d.Seq)
 		}
-		if d := next(t, subscribe(t, b, bus.SubscribeOptions{From: 31})); d.Seq != 31 {
+		if d := next(t, p.read(t, bus.SubscribeOptions{From: 31})); d.Seq != 31 {
 			t.Fatalf("from 31: %d", d.Seq)
 		}
 	})
@@ -163,14 +163,14 @@ func TestReaderThatTrimOvertakesHearsOfIt(t *testing.T) {
 	forEachBroker(t, func(t *testing.T, k *broker) {
 		b := k.open(t, 0)
 		p := newPublisher(b, "p", 2<<20)
-		reader := subscribe(t, b, bus.SubscribeOptions{From: 1})
+		reader := p.read(t, bus.SubscribeOptions{From: 1})
 		const messages = 80 // more than a reader takes ahead
 		for i := range messages {
 			p.publish(deadline(t), i)
 		}
 		p.waiting.Wait()
 		next(t, reader)
-		if err := b.Trim(deadline(t), 0, messages); err != nil {
+		if err := b.Trim(deadline(t), p.partition(), messages); err != nil {
 			t.Fatal(err)
 		}
 		for want := uint64(2); ; want++ {
@@ -195,11 +195,8 @@ func TestStreamThatIsMadeAnewIsNotReadOnWithOldPositions(t *testing.T) {
 			p.publish(deadline(t), i)
 		}
 		p.check(t, 10)
-		before, err := b.Info(deadline(t), 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		running := subscribe(t, b, bus.SubscribeOptions{})
+		before := p.info(t)
+		running := p.read(t, bus.SubscribeOptions{})
 		for range 10 {
 			next(t, running)
 		}
@@ -209,21 +206,21 @@ func TestStreamThatIsMadeAnewIsNotReadOnWithOldPositions(t *testing.T) {
 		}
 		p.waiting.Wait()
 		for name, s := range map[string]bus.Subscription{"running": running,
-			"of before":  subscribe(t, b, bus.SubscribeOptions{From: 5, Incarnation: before.Incarnation}),
-			"beyond end": subscribe(t, b, bus.SubscribeOptions{From: 22})} {
+			"of before":  p.read(t, bus.SubscribeOptions{From: 5, Incarnation: before.Incarnation}),
+			"beyond end": p.read(t, bus.SubscribeOptions{From: 22})} {
 			if d, err := s.Next(deadline(t)); !errors.Is(err, bus.ErrIncarnation) {
 				t.Errorf("%s: got %d, %v", name, d.Seq, err)
 			}
 			// Until the reader gave up its positions, they must not trim the new stream.
-			if err := b.Trim(deadline(t), 0, 10); name != "beyond end" && !errors.Is(err, bus.ErrIncarnation) {
+			if err := b.Trim(deadline(t), p.partition(), 10); name != "beyond end" && !errors.Is(err, bus.ErrIncarnation) {
 				t.Errorf("trim with positions of a stream that is gone: %v", err)
 			}
 		}
-		after, err := b.Info(deadline(t), 0)
-		if err != nil || after.Incarnation == before.Incarnation || after.Messages != 20 {
-			t.Fatalf("before %+v, after %+v, %v", before, after, err)
+		after := p.info(t)
+		if after.Incarnation == before.Incarnation || after.Messages != 20 {
+			t.Fatalf("before %+v, after %+v", before, after)
 		}
-		if d := next(t, subscribe(t, b, bus.SubscribeOptions{From: 5, Incarnation: after.Incarnation})); d.Seq != 5 {
+		if d := next(t, p.read(t, bus.SubscribeOptions{From: 5, Incarnation: after.Incarnation})); d.Seq != 5 {
 			t.Fatalf("from 5: %d", d.Seq)
 		}
 	})
@@ -234,29 +231,47 @@ func TestFiltersAlsoWhereTheyOverlap(t *testing.T) {
 		b := k.open(t, 0)
 		subjects := []string{"a.x.1", "a.x.2", "a.y.1", "b.x.1", "b.x.1.more"}
 		for _, s := range subjects {
-			newPublisher(b, s, 8).publish(deadline(t), 0)
+			publishTo(t, b, "sonde.v1.tenant.engine.0."+s)
 		}
-		newPublisher(b, "end", 8).publish(deadline(t), 0)
+		publishTo(t, b, "sonde.v1.tenant.engine.0.end")
 		for _, test := range []struct{ filters, want string }{
-			{"sonde.v1.a.>", "a.x.1 a.x.2 a.y.1"},
-			{"sonde.v1.*.x.1", "a.x.1 b.x.1"},
-			{"sonde.v1.a.x.* sonde.v1.b.x.1", "a.x.1 a.x.2 b.x.1"},
-			{"sonde.v1.a.> sonde.v1.*.x.1 sonde.v1.a.x.1", "a.x.1 a.x.2 a.y.1 b.x.1"},
+			{"sonde.v1.tenant.engine.0.a.>", "a.x.1 a.x.2 a.y.1"},
+			{"sonde.v1.tenant.*.0.*.x.1", "a.x.1 b.x.1"},
+			{"sonde.v1.*.*.*.a.x.* sonde.v1.tenant.engine.0.b.x.1", "a.x.1 a.x.2 b.x.1"},
+			{"sonde.v1.*.*.*.a.> sonde.v1.*.*.*.*.x.1 sonde.v1.*.*.*.a.x.1", "a.x.1 a.x.2 a.y.1 b.x.1"},
+			{"sonde.v1.>", "a.x.1 a.x.2 a.y.1 b.x.1 b.x.1.more"},
+			{"sonde.v1.tenant.>", "a.x.1 a.x.2 a.y.1 b.x.1 b.x.1.more"},
+			{"sonde.v1.another.>", ""},
 		} {
-			s := subscribe(t, b, bus.SubscribeOptions{Filters: append(strings.Fields(test.filters), "sonde.v1.end")})
+			s := subscribe(t, b, bus.SubscribeOptions{Filters: append(strings.Fields(test.filters), "sonde.v1.*.*.0.end"),
+				Partition: bus.PartitionOf("sonde.v1.tenant.engine.0", b.Partitions())})
 			var got []string
 			for {
 				d := next(t, s)
-				if d.Subject == "sonde.v1.end" {
+				if d.Subject == "sonde.v1.tenant.engine.0.end" {
 					break
 				}
-				got = append(got, strings.TrimPrefix(d.Subject, "sonde.v1."))
+				got = append(got, strings.TrimPrefix(d.Subject, "sonde.v1.tenant.engine.0."))
 			}
 			if strings.Join(got, " ") != test.want {
 				t.Errorf("filters %s: got %v, want %s", test.filters, got, test.want)
 			}
 		}
 	})
+}
+
+// publishTo stores one small message.
+func publishTo(t *testing.T, b bus.Bus, subject string) {
+	t.Helper()
+	stored := make(chan error, 1)
+	if err := b.Publish(deadline(t), bus.Message{Subject: subject, Data: []byte("x")}, func(_ uint64, err error) {
+		stored <- err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-stored; err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestRefusedMessageDoesNotHoldUpTheOthers(t *testing.T) {
@@ -309,7 +324,7 @@ func TestContextsEndWhatWaits(t *testing.T) {
 		if err := p.publish(ctx, 40); !errors.Is(err, context.Canceled) {
 			t.Errorf("publish with an ended context: %v", err)
 		}
-		s := subscribe(t, b, bus.SubscribeOptions{From: bus.FromNew})
+		s := p.read(t, bus.SubscribeOptions{From: bus.FromNew})
 		if _, err := s.Next(ctx); !errors.Is(err, context.Canceled) {
 			t.Errorf("next with an ended context: %v", err)
 		}

@@ -26,11 +26,13 @@ const (
 // subscription reads the stream with one consumer after another: whatever goes
 // wrong, the next one starts behind the last message that was delivered.
 type subscription struct {
-	n       *NATS
-	filters []string
-	atNATS  []string        // filters that the broker applies
-	ctx     context.Context // ends with Close
-	cancel  context.CancelFunc
+	n         *NATS
+	partition int
+	stream    string // of JetStream
+	filters   []string
+	atNATS    []string        // filters that the broker applies
+	ctx       context.Context // ends with Close
+	cancel    context.CancelFunc
 
 	place
 	idle        time.Duration
@@ -49,9 +51,17 @@ func (n *NATS) Subscribe(ctx context.Context, o SubscribeOptions) (Subscription,
 	if err := checkPartition(n.o.Stream, o.Partition, n.Partitions()); err != nil {
 		return nil, err
 	}
-	s := &subscription{n: n, filters: o.Filters, place: place{next: o.From, incarnation: o.Incarnation}, idle: idleCheck}
+	s := &subscription{n: n, partition: o.Partition, stream: n.o.streamName(o.Partition), filters: o.Filters,
+		place: place{next: o.From, incarnation: o.Incarnation}, idle: idleCheck}
 	if !overlap(o.Filters) { // the broker takes no filters that overlap
-		s.atNATS = o.Filters
+		for _, f := range o.Filters {
+			s.atNATS = append(s.atNATS, n.o.wireFilter(f))
+		}
+	}
+	if err := s.findTime(ctx, &o, func(ctx context.Context) (uint64, StreamInfo, error) {
+		return n.at(ctx, o.Partition, o.Since)
+	}); err != nil {
+		return nil, fmt.Errorf("subscribe: %w", err)
 	}
 	s.ctx, s.cancel = context.WithCancel(n.link.ctx)
 	if o.From == FromNew || o.Incarnation == "" {
@@ -124,7 +134,7 @@ func (s *subscription) wait(ctx context.Context) (jetstream.Msg, error) {
 func (s *subscription) skip(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	info, err := s.n.Info(ctx, 0)
+	info, err := s.n.Info(ctx, s.partition)
 	if err != nil || !s.belongs(info.Incarnation) || info.Last < s.next {
 		return
 	}
@@ -150,7 +160,7 @@ func (s *subscription) take(ctx context.Context, m jetstream.Msg) (d Delivery, o
 		return d, false
 	case seq > s.next && len(s.atNATS) == 0:
 		// Only Trim takes messages away.
-		info, err := s.n.Info(ctx, 0)
+		info, err := s.n.Info(ctx, s.partition)
 		if err != nil {
 			s.drop()
 			return d, false
@@ -162,13 +172,14 @@ func (s *subscription) take(ctx context.Context, m jetstream.Msg) (d Delivery, o
 		return d, false
 	}
 	s.next = seq + 1
-	if !MatchAny(s.filters, m.Subject()) {
+	subject := s.n.o.plainSubject(m.Subject())
+	if !MatchAny(s.filters, subject) {
 		return d, false
 	}
 	data := m.Data()
 	s.n.metrics.delivered.Inc()
 	s.n.metrics.deliveredBytes.Add(float64(len(data)))
-	return Delivery{Seq: seq, Subject: m.Subject(), Data: data, Stored: meta.Timestamp}, true
+	return Delivery{Partition: s.partition, Seq: seq, Subject: subject, Data: data, Stored: meta.Timestamp}, true
 }
 
 // open starts a consumer at the wanted position.
@@ -181,11 +192,15 @@ func (s *subscription) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		consumer, err := c.js.CreateConsumer(ctx, s.n.o.Stream, jetstream.ConsumerConfig{
-			DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: s.next, AckPolicy: jetstream.AckNonePolicy,
-			FilterSubjects: s.atNATS, MemoryStorage: true, Replicas: 1, InactiveThreshold: forgetConsumer, MaxDeliver: 1})
+		o := jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: s.next,
+			AckPolicy: jetstream.AckNonePolicy, FilterSubjects: s.atNATS, MemoryStorage: true, Replicas: 1,
+			InactiveThreshold: forgetConsumer, MaxDeliver: 1}
+		if len(s.atNATS) == 1 { // asked for like this, access rules of the broker can bind it to a prefix
+			o.FilterSubject, o.FilterSubjects = s.atNATS[0], nil
+		}
+		consumer, err := c.js.CreateConsumer(ctx, s.stream, o)
 		if err != nil {
-			return fmt.Errorf("read stream %s from %d: %w", s.n.o.Stream, s.next, permanentAnswer(err))
+			return fmt.Errorf("read stream %s from %d: %w", s.stream, s.next, permanentAnswer(err))
 		}
 		// The stream may have been made anew or trimmed between the look and the consumer.
 		if after, err := s.look(ctx, c); err != nil || after.Incarnation != before.Incarnation {
@@ -196,7 +211,7 @@ func (s *subscription) open(ctx context.Context) error {
 			jetstream.PullHeartbeat(heartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
 		if err != nil {
 			s.messages = nil
-			return fmt.Errorf("read stream %s: %w", s.n.o.Stream, err)
+			return fmt.Errorf("read stream %s: %w", s.stream, err)
 		}
 		s.consumerSeq = 0
 		stop1, stop2 := context.AfterFunc(c, s.messages.Stop), context.AfterFunc(s.ctx, s.messages.Stop)
@@ -207,11 +222,11 @@ func (s *subscription) open(ctx context.Context) error {
 
 // look checks that the wanted position exists or will.
 func (s *subscription) look(ctx context.Context, c *connection) (StreamInfo, error) {
-	i, err := s.n.ensureStream(ctx, c)
+	i, err := s.n.ensureStream(ctx, c, s.partition)
 	if err != nil {
 		return StreamInfo{}, err
 	}
-	info := s.n.infoOf(i)
+	info := s.n.infoOf(i, s.partition)
 	if !s.belongs(info.Incarnation) {
 		return info, errPermanent{s.recreated(info)}
 	}

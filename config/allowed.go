@@ -22,6 +22,7 @@ var words = map[string][]string{
 
 // ranges holds the smallest and the largest value of whole numbers.
 var ranges = map[string][2]int{
+	"bus.partitions":                  {1, 256},
 	"bus.nats.replicas":               {0, 5},
 	"bus.kafka.replicas":              {0, 100},
 	"bus.kafka.min_insync_replicas":   {0, 100},

@@ -39,6 +39,7 @@ func (w *walk) checkBus(b Bus) {
 	if !streamPattern.MatchString(b.Stream) {
 		w.wrong("bus.stream", "not a stream name; write letters, digits, - and _, like SONDE")
 	}
+	w.between("bus.partitions", b.Partitions)
 	w.checkNATS(b)
 	if b.URL == "" && !b.UsesKafka() && (b.User != "" || b.PasswordFile != "") {
 		w.missing("bus", "bus.user", "a login without bus.url; the embedded bus has none, so write bus.url or remove it")

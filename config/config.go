@@ -30,6 +30,7 @@ type Bus struct {
 	NATS         NATS     `yaml:"nats"`
 	Kafka        Kafka    `yaml:"kafka"`
 	Stream       string   `yaml:"stream"`
+	Partitions   int      `yaml:"partitions"` // of the stream
 }
 
 // Embedded configures the NATS server inside this binary. It runs only while
@@ -158,7 +159,7 @@ type Log struct {
 // ./data, with the residual stream and the token ids of every token.
 func Default() Config {
 	return Config{
-		Bus: Bus{Stream: "SONDE", Embedded: Embedded{StoreDir: "data/bus", Listen: "127.0.0.1:4222", Sync: "always",
+		Bus: Bus{Stream: "SONDE", Partitions: 1, Embedded: Embedded{StoreDir: "data/bus", Listen: "127.0.0.1:4222", Sync: "always",
 			MaxBytes: 8 << 30, RetainBytes: 1 << 30}, Kafka: Kafka{MaxBytes: 8 << 30, RetainBytes: 1 << 30, SASL: "none"}},
 		Agent: Agent{Socket: "data/sonde.sock", Wait: "poll", LingerMS: 250, BatchBytes: 256 << 10,
 			InflightBytes: 64 << 20, DeadLetter: DeadLetter{Dir: "data/dead-letter/agent", MaxBytes: 256 << 20}},

@@ -34,7 +34,9 @@ func (b *Bus) Subscribe(ctx context.Context, o bus.SubscribeOptions) (bus.Subscr
 		}
 		switch s.next {
 		case 0:
-			s.next = p.first
+			for s.next = p.first; s.next < p.end() && p.messages[s.next-p.first].Stored.Before(o.Since); {
+				s.next++
+			}
 		case bus.FromNew:
 			s.next = p.end()
 		}

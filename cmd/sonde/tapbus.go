@@ -29,6 +29,7 @@ type busFlags struct {
 	layer  string
 	kind   string
 	from   string
+	since  string
 }
 
 func tapBusCommand() *cobra.Command {
@@ -44,6 +45,10 @@ trimmed, and a stream that does not exist is not made.
   sonde tap bus --hook 'resid_*' --layer 2 --stats         norms of some hooks
   sonde tap bus --request r-17 --from first --json         all rows of a request, one object each
   sonde tap bus --kind detections --from first             all verdicts
+  sonde tap bus --since 10m                                what was stored in the last ten minutes, and on
+
+Of a stream with several partitions, all are shown, each in its order; a position is then written
+PARTITION:POSITION, as in the lines, and --from with one shows that partition alone.
 
 A GAP line says which rows of a chain the stream does not have; the ledger says why. What comes faster
 than --rate is counted: the next line says how many were skipped.`,
@@ -61,6 +66,7 @@ than --rate is counted: the next line says how many were skipped.`,
 	flags.BoolVar(&f.JSON, "json", false, "one JSON object a line")
 	flags.IntVar(&f.Rate, "rate", 200, "most lines shown in a second")
 	flags.StringVar(&f.from, "from", "new", "where to start: new, first, or a position in the stream")
+	flags.StringVar(&f.since, "since", "", "start at a time instead: 10m ago, or a moment like 2026-11-25T22:40:00Z")
 	return c
 }
 
@@ -111,11 +117,47 @@ func (f *busFlags) check() error {
 	case "first":
 		f.From = 0
 	default:
-		n, err := strconv.ParseUint(f.from, 10, 63)
-		if err != nil || n == 0 {
-			return fmt.Errorf("--from %q: write new, first, or a position from 1", f.from)
+		if err := f.position(); err != nil {
+			return err
 		}
-		f.From = n
+	}
+	return f.sinceWhen(time.Now())
+}
+
+// position reads --from as a position of the stream, or of one of its partitions.
+func (f *busFlags) position() error {
+	text := f.from
+	if partition, rest, several := strings.Cut(text, ":"); several {
+		n, err := strconv.ParseUint(partition, 10, 16)
+		if err != nil {
+			return fmt.Errorf("--from %q: the partition is no number; write one like 2:17", f.from)
+		}
+		f.Only, text = int(n), rest
+	}
+	n, err := strconv.ParseUint(text, 10, 63)
+	if err != nil || n == 0 {
+		return fmt.Errorf("--from %q: write new, first, or a position from 1", f.from)
+	}
+	f.From = n
+	return nil
+}
+
+// sinceWhen reads --since.
+func (f *busFlags) sinceWhen(now time.Time) error {
+	if f.since == "" {
+		return nil
+	}
+	if f.from != "new" {
+		return fmt.Errorf("--from %s and --since %s: give one of them", f.from, f.since)
+	}
+	f.From = 0
+	if d, err := time.ParseDuration(f.since); err == nil && d > 0 {
+		f.Since = now.Add(-d)
+		return nil
+	}
+	var err error
+	if f.Since, err = time.Parse(time.RFC3339, f.since); err != nil {
+		return fmt.Errorf("--since %q: write how long ago, like 10m, or a moment like 2026-11-25T22:40:00Z", f.since)
 	}
 	return nil
 }
@@ -139,6 +181,9 @@ func openExistingBus(c *cobra.Command, conf config.Bus) (bus.Bus, error) {
 	if broker.Stream == nil {
 		return nil, fmt.Errorf("find stream %s at %s: it does not exist; start sonde run, which makes it", conf.Stream,
 			o.URL)
+	}
+	if len(broker.Losses) > 0 {
+		return nil, fmt.Errorf("read stream %s at %s: %s", conf.Stream, o.URL, strings.Join(broker.Losses, "; "))
 	}
 	o.MaxBytes, o.MustExist, o.Replicas = int64(broker.Stream.MaxBytes), true, 0
 	o.Logger = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))

@@ -11,8 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"sonde/bus"
+	"sonde/cmd/sonde/bustap"
 	"sonde/schema"
 )
 
@@ -48,6 +50,34 @@ func TestTappingTheBusMakesNoStream(t *testing.T) {
 	b, err := bus.Probe(t.Context(), bus.NATSOptions{URL: e.URL(), Stream: "SONDE"})
 	if err != nil || b.Stream != nil {
 		t.Fatalf("the tap made a stream: %+v, %v", b, err)
+	}
+}
+
+func TestWhereATapStarts(t *testing.T) {
+	for from, want := range map[string]busFlags{
+		"7":   {Options: bustap.Options{From: 7}},
+		"2:7": {Options: bustap.Options{From: 7, Only: 2}},
+		"0:1": {Options: bustap.Options{From: 1}},
+	} {
+		f := busFlags{from: from}
+		if err := f.position(); err != nil || f.From != want.From || f.Only != want.Only {
+			t.Errorf("%s: %+v, %v", from, f, err)
+		}
+	}
+	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	for since, want := range map[string]time.Time{"10m": now.Add(-10 * time.Minute),
+		"2026-11-25T10:00:00+01:00": now.Add(-3 * time.Hour)} {
+		f := busFlags{since: since, from: "new"}
+		if err := f.sinceWhen(now); err != nil || !f.Since.Equal(want) || f.From != 0 {
+			t.Errorf("%s: %s, %v", since, f.Since, err)
+		}
+	}
+	for _, args := range [][]string{{"--from", "2:"}, {"--from", "x:1"}, {"--from", "0"}, {"--from", "-1:4"}, {"--since", "-1m"},
+		{"--since", "yesterday"}, {"--since", "1m", "--from", "first"}} {
+		var out, errOut bytes.Buffer
+		if code := run(append([]string{"tap", "bus"}, args...), &out, &errOut); code != exitUsage {
+			t.Errorf("%v: exit code %d: %s", args, code, errOut.String())
+		}
 	}
 }
 

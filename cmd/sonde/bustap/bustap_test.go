@@ -279,6 +279,51 @@ func TestATapGoesOnBehindWhatWasTrimmedAndRecreated(t *testing.T) {
 	}
 }
 
+// Messages of all partitions are shown, each at a place that --from takes again.
+func TestATapShowsAllPartitions(t *testing.T) {
+	b := bustest.NewPartitioned(3)
+	defer b.Close()
+	var want []string
+	counts := map[int]int{}
+	for i := range 6 {
+		h := vectorHeader(2)
+		h.Engine = fmt.Sprint("engine", i)
+		h, data := vectors(t, h, 1, schema.Cursor{}, "r-1")
+		publish(t, b, h, data)
+		p := bus.PartitionOf(schema.Subject(h), 3)
+		counts[p]++
+		want = append(want, fmt.Sprintf("%d:%d", p, counts[p]))
+	}
+	if len(counts) < 2 {
+		t.Fatal("all engines are in one partition")
+	}
+	text := show(t, b, Options{}, lines(6))
+	for _, place := range want {
+		if !strings.Contains(text, " "+place+" ") {
+			t.Errorf("%s is not shown:\n%s", place, text)
+		}
+	}
+	for p, n := range counts {
+		only := show(t, b, Options{From: 1, Only: p}, lines(n))
+		if !strings.HasPrefix(strings.TrimLeft(only, " "), fmt.Sprintf("%d:1 ", p)) || strings.Count(only, "\n") != n {
+			t.Errorf("partition %d has %d messages:\n%s", p, n, only)
+		}
+	}
+	last := counts[0] + 2
+	err := Tap(t.Context(), b, Options{From: uint64(last), Only: 0, Rate: 1, Out: &bytes.Buffer{}})
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprint("position 0:", last)) {
+		t.Errorf("beyond the end: %v", err)
+	}
+}
+
+func TestATapStartsAtATime(t *testing.T) {
+	b := story(t)
+	moment := b.Messages()[3].Stored
+	if text := show(t, b, Options{Since: moment}, lines(3)); !strings.HasPrefix(text, "        4 ") {
+		t.Errorf("since position 4:\n%s", text)
+	}
+}
+
 func TestHostileMessagesAreLinesAndNothingElse(t *testing.T) {
 	b := bustest.New()
 	defer b.Close()

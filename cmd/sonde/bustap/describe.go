@@ -19,16 +19,16 @@ func chainOf(h *schema.Header) Chain {
 }
 
 // messageLine describes a whole message.
-func messageLine(d *bus.Delivery, b *schema.Batch, stats bool) *Message {
+func (t *tap) messageLine(d *bus.Delivery, b *schema.Batch) *Message {
 	h := &b.Header
-	m := &Message{Type: "message", Position: d.Seq, StoredNS: d.Stored.UnixNano(), Chain: chainOf(h), DType: h.DType,
+	m := &Message{Type: "message", Place: t.place(d), StoredNS: d.Stored.UnixNano(), Chain: chainOf(h), DType: h.DType,
 		Shape: h.Shape, Rows: b.Len(), Bytes: len(d.Data), First: h.First().String(), Last: h.Last().String()}
 	words := map[string]int{}
 	var f figures
 	for i := range b.Len() {
 		switch h.Kind {
 		case schema.KindVectors, schema.KindStats:
-			if stats {
+			if t.o.Stats {
 				f.add(h, b, i)
 			}
 		case schema.KindDetections:
@@ -90,8 +90,8 @@ func clip(s string) string {
 }
 
 // rowLine describes row i, without figures; false: it belongs to another request.
-func rowLine(d *bus.Delivery, b *schema.Batch, i int, request string) (*Row, bool) {
-	r := Row{Type: "row", Position: d.Seq, StoredNS: d.Stored.UnixNano(), Chain: chainOf(&b.Header)}
+func (t *tap) rowLine(d *bus.Delivery, b *schema.Batch, i int, request string) (*Row, bool) {
+	r := Row{Type: "row", Place: t.place(d), StoredNS: d.Stored.UnixNano(), Chain: chainOf(&b.Header)}
 	return &r, r.fill(b, i, request)
 }
 

@@ -64,11 +64,25 @@ func (c *Chain) hook() string {
 	return fmt.Sprintf("%s/%d", c.Hook, c.Layer)
 }
 
+// Place is a position of the stream: 17, or 2:17 in partition 2 of several.
+type Place struct {
+	Partition int    `json:"partition,omitempty"`
+	Position  uint64 `json:"stream_position,omitempty"`
+	several   bool   // the stream has several partitions
+}
+
+func (p Place) String() string {
+	if p.several {
+		return fmt.Sprintf("%d:%d", p.Partition, p.Position)
+	}
+	return fmt.Sprint(p.Position)
+}
+
 // Message is the line of a message.
 type Message struct {
-	Type     string `json:"type"` // "message"
-	Position uint64 `json:"stream_position"`
-	StoredNS int64  `json:"stored_ns"`
+	Type string `json:"type"` // "message"
+	Place
+	StoredNS int64 `json:"stored_ns"`
 	Chain
 	DType   string `json:"dtype,omitempty"`
 	Shape   []int  `json:"shape,omitempty"`
@@ -83,9 +97,9 @@ type Message struct {
 
 // Row is the line of one row of a request.
 type Row struct {
-	Type     string `json:"type"` // "row"
-	Position uint64 `json:"stream_position"`
-	StoredNS int64  `json:"stored_ns"`
+	Type string `json:"type"` // "row"
+	Place
+	StoredNS int64 `json:"stored_ns"`
 	Chain
 	Seq           uint64 `json:"seq"`
 	Row           uint32 `json:"row"`
@@ -101,22 +115,22 @@ type Row struct {
 
 // Gap says what a chain or the stream did not deliver.
 type Gap struct {
-	Type     string `json:"type"` // "gap"
-	Position uint64 `json:"stream_position"`
-	Chain    *Chain `json:"chain,omitempty"` // null: the stream itself
-	From     string `json:"from,omitempty"`  // cursors; the gap ends before To
-	To       string `json:"to,omitempty"`
-	Text     string `json:"text"`
-	Skipped  uint64 `json:"skipped,omitempty"`
+	Type string `json:"type"` // "gap"
+	Place
+	Chain   *Chain `json:"chain,omitempty"` // null: the stream itself
+	From    string `json:"from,omitempty"`  // cursors; the gap ends before To
+	To      string `json:"to,omitempty"`
+	Text    string `json:"text"`
+	Skipped uint64 `json:"skipped,omitempty"`
 }
 
 // Note is a line about what cannot be shown.
 type Note struct {
-	Type     string `json:"type"` // "undecodable" or "skipped"
-	Position uint64 `json:"stream_position,omitempty"`
-	Subject  string `json:"subject,omitempty"`
-	Text     string `json:"text"`
-	Skipped  uint64 `json:"skipped,omitempty"`
+	Type string `json:"type"` // "undecodable" or "skipped"
+	Place
+	Subject string `json:"subject,omitempty"`
+	Text    string `json:"text"`
+	Skipped uint64 `json:"skipped,omitempty"`
 }
 
 // line is what a tap shows.
@@ -131,13 +145,13 @@ func (g *Gap) skip(n uint64)     { g.Skipped = n }
 func (n *Note) skip(k uint64)    { n.Skipped = k }
 
 func (m *Message) text() string {
-	return fmt.Sprintf("%9d %s  %-10s %-16s %s/%d %s  %d rows %s  %s-%s  %s", m.Position, clock(m.StoredNS), m.Kind,
+	return fmt.Sprintf("%9s %s  %-10s %-16s %s/%d %s  %d rows %s  %s-%s  %s", m.Place, clock(m.StoredNS), m.Kind,
 		m.hook(), m.Engine, m.Rank, m.Tenant, m.Rows, size(m.Bytes), m.First, m.Last, m.Text+m.Stats.text()) +
 		skipped(m.Skipped)
 }
 
 func (r *Row) text() string {
-	return fmt.Sprintf("%9d %s  %-10s %-16s %s s%d pos %d pass %d %s  %s", r.Position, clock(r.StoredNS), r.Kind, r.hook(),
+	return fmt.Sprintf("%9s %s  %-10s %-16s %s s%d pos %d pass %d %s  %s", r.Place, clock(r.StoredNS), r.Kind, r.hook(),
 		r.Request, r.Sample, r.TokenPosition, r.Pass, r.Phase, r.Text+r.Stats.text()) + skipped(r.Skipped)
 }
 
@@ -146,14 +160,14 @@ func (g *Gap) text() string {
 	if g.Chain != nil {
 		where = fmt.Sprintf("%s %s %s/%d %s", g.Chain.Kind, g.Chain.hook(), g.Chain.Engine, g.Chain.Rank, g.Chain.Tenant)
 	}
-	return fmt.Sprintf("%9d GAP           %s: %s", g.Position, where, g.Text) + skipped(g.Skipped)
+	return fmt.Sprintf("%9s GAP           %s: %s", g.Place, where, g.Text) + skipped(g.Skipped)
 }
 
 func (n *Note) text() string {
 	if n.Type == "skipped" {
 		return fmt.Sprintf("%9s ... %s", "", n.Text)
 	}
-	return fmt.Sprintf("%9d UNDECODABLE   %s: %s", n.Position, n.Subject, n.Text) + skipped(n.Skipped)
+	return fmt.Sprintf("%9s UNDECODABLE   %s: %s", n.Place, n.Subject, n.Text) + skipped(n.Skipped)
 }
 
 func skipped(n uint64) string {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"sonde/bus"
@@ -27,6 +28,8 @@ type Options struct {
 	JSON   bool // one object a line
 	Rate   int  // most lines shown in a second; others are counted
 	From   uint64
+	Only   int        // the partition that From is a position of, when it is one
+	Since  time.Time  // with From 0: first what was stored at or after it
 	Width  func() int // of the terminal, nil: lines are not cut
 	Out    io.Writer
 }
@@ -34,7 +37,8 @@ type Options struct {
 // tap follows one stream.
 type tap struct {
 	o       Options
-	ends    map[schema.ChainKey]schema.Cursor
+	several bool                                // partitions
+	ends    []map[schema.ChainKey]schema.Cursor // by partition
 	meter   meter
 	skipped uint64
 }
@@ -42,24 +46,43 @@ type tap struct {
 // Tap shows the stream until ctx ends, which is no error. Errors: a position that
 // does not exist yet, an output that cannot be written.
 func Tap(ctx context.Context, b bus.Bus, o Options) error {
-	t := &tap{o: o, ends: map[schema.ChainKey]schema.Cursor{}, meter: meter{perS: float64(o.Rate)}}
-	if o.From != 0 && o.From != bus.FromNew {
-		info, err := b.Info(ctx, 0)
-		if err != nil {
-			return ended(ctx, err)
-		}
-		if o.From > info.Last+1 {
-			return fmt.Errorf("tap the bus from position %d: stream %s ends at %d; give an earlier one, or new", o.From,
-				info.Name, info.Last)
-		}
+	t := &tap{o: o, several: b.Partitions() > 1, meter: meter{perS: float64(o.Rate)}}
+	for range b.Partitions() {
+		t.ends = append(t.ends, map[schema.ChainKey]schema.Cursor{})
 	}
-	for from := o.From; ; {
-		next, err := t.follow(ctx, b, from)
-		if err != nil || ctx.Err() != nil {
-			return errors.Join(ended(ctx, err), t.tellSkipped())
-		}
-		from = next
+	partitions, err := t.partitions(ctx, b)
+	if err != nil {
+		return ended(ctx, err)
 	}
+	reading, stop := context.WithCancel(ctx)
+	events := make(chan event)
+	var readers sync.WaitGroup
+	for _, i := range partitions {
+		readers.Go(func() { t.read(reading, b, i, events) })
+	}
+	err = t.showAll(ctx, events)
+	stop()
+	readers.Wait()
+	return errors.Join(ended(ctx, err), t.tellSkipped())
+}
+
+// partitions are those to read: all, or the one that a position belongs to.
+func (t *tap) partitions(ctx context.Context, b bus.Bus) (all []int, err error) {
+	if t.o.From == 0 || t.o.From == bus.FromNew {
+		for i := range b.Partitions() {
+			all = append(all, i)
+		}
+		return all, nil
+	}
+	info, err := b.Info(ctx, t.o.Only)
+	if err != nil {
+		return nil, err
+	}
+	if t.o.From > info.Last+1 {
+		return nil, fmt.Errorf("tap the bus from position %s: stream %s ends at %d; give an earlier one, or new",
+			Place{t.o.Only, t.o.From, t.several}, info.Name, info.Last)
+	}
+	return []int{t.o.Only}, nil
 }
 
 // ended hides the error of a context that ended: the user asked for it.
@@ -70,46 +93,93 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// follow reads from a position until the stream no longer has what comes next, and
-// says where to go on.
-func (t *tap) follow(ctx context.Context, b bus.Bus, from uint64) (next uint64, err error) {
-	sub, err := b.Subscribe(ctx, bus.SubscribeOptions{Filters: t.o.Filter.subjects(), From: from})
-	if err != nil {
-		return 0, err
-	}
-	defer sub.Close()
-	for {
-		wait, cancel := context.WithTimeout(ctx, quietAfter)
-		d, err := sub.Next(wait)
-		cancel()
+// event is what a reader of a partition has found: a message, what it missed, or why it
+// cannot go on.
+type event struct {
+	d    bus.Delivery
+	gap  *Gap
+	anew bool // with gap: the partition was made anew
+	err  error
+}
+
+// read reads a partition until ctx ends. Where the stream no longer has what comes
+// next, it goes on behind that.
+func (t *tap) read(ctx context.Context, b bus.Bus, partition int, events chan<- event) {
+	o := bus.SubscribeOptions{Partition: partition, Filters: t.o.Filter.subjects(), From: t.o.From, Since: t.o.Since}
+	for ctx.Err() == nil {
+		sub, err := b.Subscribe(ctx, o)
+		for err == nil {
+			var d bus.Delivery
+			if d, err = sub.Next(ctx); err == nil {
+				send(ctx, events, event{d: d})
+			}
+		}
+		if sub != nil {
+			sub.Close()
+		}
 		var trimmed *bus.TrimmedError
 		switch {
-		case err == nil:
-			if err := t.take(&d); err != nil {
-				return 0, err
-			}
 		case errors.As(err, &trimmed):
-			text := fmt.Sprintf("positions %d to %d were trimmed before they were read", trimmed.Want, trimmed.First-1)
-			return trimmed.First, t.show(&Gap{Type: "gap", Position: trimmed.First, Text: text})
+			o.From, o.Since = trimmed.First, time.Time{}
+			send(ctx, events, event{gap: &Gap{Type: "gap", Place: Place{partition, trimmed.First, t.several},
+				Text: fmt.Sprintf("positions %d to %d were trimmed before they were read", trimmed.Want, trimmed.First-1)}})
 		case errors.Is(err, bus.ErrIncarnation):
-			clear(t.ends)
-			return 0, t.show(&Gap{Type: "gap", Text: "it was made anew: positions start over"})
-		case ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
-			if err := t.tellSkipped(); err != nil {
-				return 0, err
-			}
+			o.From, o.Since = 0, time.Time{}
+			send(ctx, events, event{anew: true, gap: &Gap{Type: "gap", Place: Place{partition, 0, t.several},
+				Text: "it was made anew: positions start over"}})
 		default:
-			return 0, err
+			send(ctx, events, event{err: err})
+			return
 		}
 	}
 }
+
+func send(ctx context.Context, events chan<- event, e event) {
+	select {
+	case events <- e:
+	case <-ctx.Done():
+	}
+}
+
+// showAll shows what the readers find until ctx ends or one of them cannot go on.
+func (t *tap) showAll(ctx context.Context, events <-chan event) error {
+	quiet := time.NewTimer(quietAfter)
+	defer quiet.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-quiet.C:
+			err = t.tellSkipped()
+		case e := <-events:
+			switch {
+			case e.err != nil:
+				err = e.err
+			case e.gap == nil:
+				err = t.take(&e.d)
+			default:
+				if e.anew {
+					clear(t.ends[e.gap.Partition])
+				}
+				err = t.show(e.gap)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		quiet.Reset(quietAfter)
+	}
+}
+
+func (t *tap) place(d *bus.Delivery) Place { return Place{d.Partition, d.Seq, t.several} }
 
 // take shows one message, its rows, and the gap before it. Only what is shown is
 // decoded, as far as the filter can do without.
 func (t *tap) take(d *bus.Delivery) error {
 	h, err := schema.DecodeHeader(d.Data)
 	if err != nil {
-		return t.show(undecodable(d, err))
+		return t.show(t.undecodable(d, err))
 	}
 	if !t.o.Filter.wants(&h) {
 		return nil
@@ -126,19 +196,19 @@ func (t *tap) take(d *bus.Delivery) error {
 	}
 	batch, err := schema.Decode(d.Data)
 	if err != nil {
-		return t.write(undecodable(d, err))
+		return t.write(t.undecodable(d, err))
 	}
-	return t.write(messageLine(d, batch, t.o.Stats))
+	return t.write(t.messageLine(d, batch))
 }
 
 // takeRows shows the rows of the request that the filter names.
 func (t *tap) takeRows(d *bus.Delivery) error {
 	batch, err := schema.Decode(d.Data)
 	if err != nil {
-		return t.show(undecodable(d, err))
+		return t.show(t.undecodable(d, err))
 	}
 	for i := range batch.Len() {
-		r, wanted := rowLine(d, batch, i, t.o.Filter.Request)
+		r, wanted := t.rowLine(d, batch, i, t.o.Filter.Request)
 		if !wanted {
 			continue
 		}
@@ -158,25 +228,26 @@ func (t *tap) takeRows(d *bus.Delivery) error {
 	return nil
 }
 
-func undecodable(d *bus.Delivery, err error) *Note {
-	return &Note{Type: "undecodable", Position: d.Seq, Subject: clip(d.Subject), Text: clip(err.Error())}
+func (t *tap) undecodable(d *bus.Delivery, err error) *Note {
+	return &Note{Type: "undecodable", Place: t.place(d), Subject: clip(d.Subject), Text: clip(err.Error())}
 }
 
 // gap compares the start of a message with the end of its chain as it was seen here.
 func (t *tap) gap(d *bus.Delivery, h *schema.Header) error {
 	key := h.Chain()
-	end, known := t.ends[key]
-	if !known && len(t.ends) >= maxChains {
-		clear(t.ends)
+	ends := t.ends[d.Partition]
+	end, known := ends[key]
+	if !known && len(ends) >= maxChains/len(t.ends) {
+		clear(ends)
 	}
 	if last := h.Last(); end.Less(last) { // a copy of an earlier message takes nothing back
-		t.ends[key] = last
+		ends[key] = last
 	}
 	if !known || !end.Less(h.Prev) {
 		return nil
 	}
 	chain := chainOf(h)
-	return t.show(&Gap{Type: "gap", Position: d.Seq, Chain: &chain, From: end.String(), To: h.Prev.String(),
+	return t.show(&Gap{Type: "gap", Place: t.place(d), Chain: &chain, From: end.String(), To: h.Prev.String(),
 		Text: fmt.Sprintf("rows %s to %s are not in the stream, or come later", end, h.Prev)})
 }
 

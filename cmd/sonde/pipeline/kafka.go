@@ -30,9 +30,10 @@ func (p *Pipeline) openKafka(ctx context.Context) error {
 // KafkaOptions is how the cluster of a configuration is reached.
 func KafkaOptions(c config.Bus) (bus.KafkaOptions, error) {
 	k := &c.Kafka
-	o := bus.KafkaOptions{Brokers: k.Brokers, Stream: c.Stream, MaxBytes: int64(k.MaxBytes), Replicas: k.Replicas,
-		MinInSync: k.MinInSyncReplicas, Security: bus.KafkaSecurity{TLS: k.TLS.Enabled, CAFile: k.TLS.CAFile,
-			CertFile: k.TLS.CertFile, KeyFile: k.TLS.KeyFile}}
+	o := bus.KafkaOptions{Brokers: k.Brokers, Stream: c.Stream, Partitions: c.Partitions,
+		MaxBytes: int64(k.MaxBytes), Replicas: k.Replicas, MinInSync: k.MinInSyncReplicas,
+		Security: bus.KafkaSecurity{TLS: k.TLS.Enabled, CAFile: k.TLS.CAFile, CertFile: k.TLS.CertFile,
+			KeyFile: k.TLS.KeyFile}}
 	if k.SASL == "none" {
 		return o, nil
 	}

@@ -32,7 +32,8 @@ func (p *Pipeline) openBus(ctx context.Context) error {
 	if p.has(RoleBus) && c.URL == "" {
 		p.server, err = bus.StartEmbedded(bus.EmbeddedOptions{StoreDir: c.Embedded.StoreDir, Listen: c.Embedded.Listen,
 			SyncAlways: c.Embedded.Sync == "always", Logger: p.log, Registerer: p.registry})
-		o = bus.NATSOptions{Embedded: p.server, Stream: c.Stream, MaxBytes: int64(c.Embedded.MaxBytes)}
+		o = bus.NATSOptions{Embedded: p.server, Stream: c.Stream, Partitions: c.Partitions,
+			MaxBytes: int64(c.Embedded.MaxBytes)}
 	} else if o, err = NATSOptions(*c); err != nil {
 		err = fmt.Errorf("start %s: %w", strings.Join(p.o.Roles, ","), err)
 	}
@@ -77,7 +78,7 @@ func (p *Pipeline) storeTrouble() string {
 
 // NATSOptions is how another process than that of the role bus reaches the broker.
 func NATSOptions(c config.Bus) (bus.NATSOptions, error) {
-	o := bus.NATSOptions{URL: c.URL, Stream: c.Stream}
+	o := bus.NATSOptions{URL: c.URL, Stream: c.Stream, Partitions: c.Partitions}
 	if c.URL == "" {
 		if c.Embedded.Listen == "" {
 			return o, errors.New("reach the bus: it is in another process, and bus.embedded.listen is empty; " +
