@@ -161,7 +161,7 @@ func TestMetricsAreReadByNameAndBySeries(t *testing.T) {
 		_, _ = w.Write([]byte("# HELP x\na_total{r=\"x\"} 2\na_total{r=\"y\"} 3e2\nring2_rows 7\nh{le=\"+Inf\"} NaN\n"))
 	}))
 	defer server.Close()
-	m, err := metrics(server.URL)
+	m, err := Metrics(server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,8 @@ type Load struct {
 	AbortOneIn  int // one request in so many is aborted by its client
 	Vocab       int
 	RequestsMax int64 // stop after so many requests; 0 means no limit
+	// Name begins the id of a request that is sent now; nil is "req-".
+	Name func() string
 
 	mu        sync.Mutex
 	sent      atomic.Int64
@@ -114,7 +116,11 @@ func (l *Load) request(n int64) (body []byte, id string, abort time.Duration) {
 	for range 1 + r.IntN(l.SuffixMax) {
 		prompt = append(prompt, int32(r.IntN(l.Vocab)))
 	}
-	id = fmt.Sprintf("req-%06d-%08x", n, r.Uint32())
+	name := "req-"
+	if l.Name != nil {
+		name = l.Name()
+	}
+	id = fmt.Sprintf("%s%06d-%08x", name, n, r.Uint32())
 	c := completion{Prompt: prompt, MaxTokens: 1 + r.IntN(l.MaxTokens), N: 1 + r.IntN(l.SampleMax),
 		Sonde: map[string]any{"request_id": id, "labels": map[string]string{"load": "trial"}}}
 	if l.AbortOneIn > 0 && r.IntN(l.AbortOneIn) == 0 {

@@ -179,19 +179,19 @@ func (p *Pipeline) KillAll() {
 
 var metricLine = regexp.MustCompile(`^([a-z0-9_]+)(\{[^}]*\})? ([0-9.eE+-]+)$`)
 
-// EngineMetrics reads the engine's metrics, as metrics does.
+// EngineMetrics reads the engine's metrics, as Metrics does.
 func (p *Pipeline) EngineMetrics() (map[string]float64, error) {
-	return metrics(p.EngineURL() + "/metrics")
+	return Metrics(p.EngineURL() + "/metrics")
 }
 
-// AgentMetrics reads the agent's metrics, as metrics does.
+// AgentMetrics reads the agent's metrics, as Metrics does.
 func (p *Pipeline) AgentMetrics() (map[string]float64, error) {
-	return metrics("http://" + p.agentAddress + "/metrics")
+	return Metrics("http://" + p.agentAddress + "/metrics")
 }
 
-// metrics reads each series by its name with its labels as written, like
+// Metrics reads each series by its name with its labels as written, like
 // name{outcome="stopped"}, and the sum of all series of a name by the name alone.
-func metrics(url string) (map[string]float64, error) {
+func Metrics(url string) (map[string]float64, error) {
 	resp, err := http.Get(url)
 	if err != nil {
 		return nil, fmt.Errorf("read metrics: %w", err)

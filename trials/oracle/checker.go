@@ -41,6 +41,9 @@ type Checker struct {
 	// Recompute appends to dst what a row has to be, whatever the witness says; ok
 	// is false for rows that only the witness knows. Nil: there is only the witness.
 	Recompute func(dst []byte, k Key) (row []byte, ok bool)
+	// Named is called by Finish with each row that is not stored and that the ledger
+	// names. Nil: nobody asks.
+	Named func(Key)
 
 	sequences map[sequence]uint32
 	hooks     map[hook]uint16

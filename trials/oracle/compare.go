@@ -17,7 +17,14 @@ import (
 // a row is not what it should be, or nobody says where it is. Then it reads some
 // tensors back.
 func CompareWithWitness(ctx context.Context, out io.Writer, lakeDir, witnessDir string) (*Report, error) {
+	return CompareEach(ctx, out, lakeDir, witnessDir, nil)
+}
+
+// CompareEach is CompareWithWitness that also calls named, unless it is nil, with each
+// row that is not stored and that the ledger names.
+func CompareEach(ctx context.Context, out io.Writer, lakeDir, witnessDir string, named func(Key)) (*Report, error) {
 	c := NewChecker()
+	c.Named = named
 	c.Recompute = Arithmetic
 	err := witness.Read(witnessDir, func(r witness.Row) error {
 		c.Witness(Key{r.Epoch, r.Request, r.Sample, r.Position, r.Pass, r.Hook, r.Layer}, r.Hash)

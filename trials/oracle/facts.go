@@ -116,9 +116,9 @@ func (c *Checker) Finish() *Report {
 				c.r.add(Unasked, 1, "%v is stored, but no fact expects it", c.key(at, s, i))
 			case state&storedOnce != 0:
 			case state&namedRow != 0:
-				c.r.Named++
+				c.countNamed(at, s, i)
 			case state&namedHull != 0:
-				c.r.Named++
+				c.countNamed(at, s, i)
 				hull[epoch]++
 			default:
 				c.r.add(Silent, 1, "%v was computed, and is neither stored nor named by the ledger", c.key(at, s, i))
@@ -137,6 +137,13 @@ func (c *Checker) Finish() *Report {
 	}
 	c.whose()
 	return c.r
+}
+
+func (c *Checker) countNamed(at stripeKey, s *stripe, i int) {
+	c.r.Named++
+	if c.Named != nil {
+		c.Named(c.key(at, s, i))
+	}
 }
 
 // judgePhantoms judges rows that the ledger names and nobody witnessed: the

@@ -197,7 +197,7 @@ func (w *lakeWorld) awaitObituaries() {
 			w.Errorf("the newest epoch is %q, %v, want %x", newest, err, testEpoch+1+i)
 		}
 	}
-	if err := AwaitObituaries(context.Background(), w.lake, w.witness, 20*time.Second); err != nil {
+	if err := AwaitObituaries(context.Background(), w.lake, 20*time.Second, w.witness); err != nil {
 		w.Error(err)
 	}
 }

@@ -55,17 +55,22 @@ func (l Laws) String() string {
 		l.Aborted, l.Lost, l.DeadLettered, l.InFlight, l.Acknowledged, l.Stored, l.Pending)
 }
 
-// Pending counts the messages of the stream that a lake has not taken.
+// Pending counts the messages of the stream of a NATS server that a lake has not taken.
 func Pending(ctx context.Context, busURL, lakeDir string) (uint64, error) {
-	lake, err := lakehouse.Open(lakeDir)
-	if err != nil {
-		return 0, err
-	}
 	b, err := bus.OpenNATS(ctx, bus.NATSOptions{URL: busURL, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return 0, fmt.Errorf("count the messages that the lake has not taken: %w", err)
 	}
 	defer b.Close()
+	return PendingOn(ctx, b, lakeDir)
+}
+
+// PendingOn is Pending of any bus.
+func PendingOn(ctx context.Context, b bus.Bus, lakeDir string) (uint64, error) {
+	lake, err := lakehouse.Open(lakeDir)
+	if err != nil {
+		return 0, err
+	}
 	pending, sources := uint64(0), lake.Sources()
 	for n := range b.Partitions() {
 		info, err := b.Info(ctx, n)

@@ -3,6 +3,7 @@ package oracle
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,20 +36,26 @@ func AwaitRest(ctx context.Context, lakeDir, witnessDir string, limit time.Durat
 	return out, err
 }
 
-// AwaitObituaries waits until every epoch is closed but the one of the engine
-// that runs, the newest: it tells what died with those before it.
-func AwaitObituaries(ctx context.Context, lakeDir, witnessDir string, limit time.Duration) error {
-	witnessed, err := witnessedEpochs(witnessDir)
-	if err != nil {
-		return err
-	}
-	running, err := newestEpoch(witnessDir)
-	if err != nil {
-		return err
+// AwaitObituaries waits until every epoch is closed but those of the engines that run,
+// the newest of each witness: they tell what died with those before them. Each engine
+// has a folder for its witness.
+func AwaitObituaries(ctx context.Context, lakeDir string, limit time.Duration, witnessDirs ...string) error {
+	witnessed, running := map[uint64]bool{}, map[string]bool{}
+	for _, dir := range witnessDirs {
+		epochs, err := witnessedEpochs(dir)
+		if err != nil {
+			return err
+		}
+		maps.Copy(witnessed, epochs)
+		newest, err := newestEpoch(dir)
+		if err != nil {
+			return err
+		}
+		running[newest] = true
 	}
 	return await(ctx, lakeDir, limit, func(ctx context.Context, lake *lakehouse.Lake) error {
 		open, err := openEpochs(ctx, lake, witnessed)
-		open = slices.DeleteFunc(open, func(id string) bool { return id == running })
+		open = slices.DeleteFunc(open, func(id string) bool { return running[id] })
 		if err == nil && len(open) > 0 {
 			err = fmt.Errorf("%d epochs are not closed: %s", len(open), strings.Join(open, " "))
 		}

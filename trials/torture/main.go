@@ -130,7 +130,7 @@ func settle(ctx context.Context, pipe *fleet.Pipeline) error {
 	if err := pipe.Died(); err != nil {
 		return err
 	}
-	if err := oracle.AwaitObituaries(ctx, pipe.Lake, pipe.Witness, 2*time.Minute); err != nil {
+	if err := oracle.AwaitObituaries(ctx, pipe.Lake, 2*time.Minute, pipe.Witness); err != nil {
 		return err
 	}
 	if err := pipe.Engine.Stop(60 * time.Second); err != nil {
