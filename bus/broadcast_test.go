@@ -38,9 +38,8 @@ func TestABroadcastReachesWhoListensNow(t *testing.T) {
 			stops = append(stops, stop)
 		}
 		awaitSpread(ctx, t, heard[:], say, "first")
-		if k.down != nil {
-			k.down(t)
-			k.up(t)
+		for range k.restarts(1, false) {
+			k.restart(t)
 			awaitSpread(ctx, t, heard[:], say, "after a restart")
 		}
 		if err := here.Broadcast("sonde.group.other", []byte("not for them")); err != nil {

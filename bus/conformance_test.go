@@ -33,6 +33,28 @@ type broker struct {
 	up       func(t *testing.T)
 	recreate func(t *testing.T)
 	signal   func(t *testing.T, s os.Signal) // of a process
+
+	partitions int
+	slow       bool // a start takes seconds
+}
+
+// restarts is how often a test kills a broker: never one that cannot be killed alone,
+// and where a start takes seconds, once. Where the partitions do not matter, a slow one
+// of several is spared.
+func (k *broker) restarts(times int, partitionsMatter bool) int {
+	switch {
+	case k.down == nil || k.slow && k.partitions > 1 && !partitionsMatter:
+		return 0
+	case k.slow:
+		return 1
+	}
+	return times
+}
+
+func (k *broker) restart(t *testing.T) {
+	t.Helper()
+	k.down(t)
+	k.up(t)
 }
 
 // brokers make a stream of so many partitions. Those that one process serves to all
@@ -205,7 +227,9 @@ func forEachBroker(t *testing.T, test func(t *testing.T, k *broker)) {
 				if !slices.Contains(shared, name) {
 					t.Parallel()
 				}
-				test(t, make(t, partitions))
+				k := make(t, partitions)
+				k.partitions, k.slow = partitions, slices.Contains(shared, name)
+				test(t, k)
 			})
 		}
 	}

@@ -52,9 +52,8 @@ func TestAHearerGetsWhatIsPublishedFromThenOn(t *testing.T) {
 			say("sonde.v1.b."+engine+".0.vectors.h.1", engine)
 			expect(ctx, t, heard, "sonde.v1.b."+engine+".0.vectors.h.1="+engine)
 		}
-		if k.down != nil {
-			k.down(t)
-			k.up(t)
+		for range k.restarts(1, true) {
+			k.restart(t)
 			awaitHeard(ctx, t, heard, func(n int) { say("sonde.v1.a.again", fmt.Sprint(n)) })
 		}
 		stop()

@@ -51,10 +51,9 @@ func TestBrokerThatIsKilledInMidPublishLosesNothing(t *testing.T) {
 				}
 			})
 		}
-		for range 3 {
+		for range k.restarts(3, true) {
 			time.Sleep(time.Duration(rng.IntN(100)) * time.Millisecond)
-			k.down(t)
-			k.up(t)
+			k.restart(t)
 		}
 		all.Wait()
 		one.check(t, messages)
@@ -377,12 +376,9 @@ func TestCommandsAreAnsweredAlsoAfterARestart(t *testing.T) {
 			}
 		}
 		ask("one")
-		if k.down != nil {
-			for i := range 2 {
-				k.down(t)
-				k.up(t)
-				ask(fmt.Sprint("after restart ", i))
-			}
+		for i := range k.restarts(2, false) {
+			k.restart(t)
+			ask(fmt.Sprint("after restart ", i))
 		}
 		stop()
 		stop()
@@ -398,7 +394,7 @@ func TestConnectedSaysWhetherTheBrokerIsThere(t *testing.T) {
 		if !b.Connected() {
 			t.Error("not connected after open")
 		}
-		if k.down == nil {
+		if k.restarts(1, false) == 0 {
 			return
 		}
 		k.down(t)

@@ -15,7 +15,7 @@ from typing import Any
 from sonde.chain import ATTACHED_ANEW, Chains, Cursor, Gap
 from sonde.errors import DamagedMessage, SondeError
 from sonde.message import Batch, Message, decode
-from sonde.reader import Reader
+from sonde.partitions import Partitions
 
 #: Seconds without an answer, or without a message, after which a warning says what may be wrong.
 HINT_AFTER = 5.0
@@ -38,7 +38,8 @@ def subscribe(
 
     url: address of the NATS server, like nats://127.0.0.1:4222. hook, layer, tenant, request: only these rows; None is
     any; layer -1 is for hooks without one. since: None is what is published from now on; "start" is all that the stream
-    still has; a datetime with time zone, a timedelta before now, or a position in the stream are a point in it.
+    still has; a datetime with time zone, a timedelta before now, or a position in the stream are a point in it; of a
+    stream with several partitions, each of which keeps its own order, a position is none.
     timeout: seconds without a new row after which the iteration ends; None waits for ever. stream: name of the stream.
     options: passed on to nats.connect, for TLS and credentials.
 
@@ -55,7 +56,7 @@ def subscribe(
     if layer is not None and layer < -1:
         raise ValueError(f"layer {layer}: write a layer from 0, or -1 for hooks without a layer")
     subject = ".".join(["sonde.v1", _token(tenant), "*.*.vectors", _token(hook), _layer_token(layer)])
-    return Subscription(Reader(url, stream, subject, since, options or {}), request, timeout)
+    return Subscription(Partitions(url, stream, subject, since, options or {}), request, timeout)
 
 
 def _token(text: str | None) -> str:
@@ -77,12 +78,12 @@ def _layer_token(layer: int | None) -> str:
 class Subscription:
     """Iterator over `Batch` and `Gap` objects; also a context manager. Use it from one thread.
 
-    Memory is bounded: at most 40 MiB wait in the client, whatever the server has, and one batch is decoded at a time.
-    Messages are only requested while somebody iterates, so a slow loop slows nobody down: it falls behind, and what the
-    stream has trimmed by then is a gap.
+    Memory is bounded: at most 40 MiB of each partition wait in the client, whatever the server has, and one batch is
+    decoded at a time. Messages are only requested while somebody iterates, so a slow loop slows nobody down: it falls
+    behind, and what the stream has trimmed by then is a gap.
     """
 
-    def __init__(self, reader: Reader, request: str | None, timeout: float | None) -> None:
+    def __init__(self, reader: Partitions, request: str | None, timeout: float | None) -> None:
         """Use `subscribe`."""
         self._reader, self._request, self._timeout = reader, request, timeout
         self.duplicates = 0  #: rows that had been seen before, and were dropped

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import nats
 from nats.aio.client import Client
@@ -18,6 +19,8 @@ from nats.errors import Error as NATSError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from sonde.errors import SondeError
+
+T = TypeVar("T")
 
 #: Bytes and messages that one pull asks for: at least one message of the largest size.
 PULL_BYTES = 40 << 20
@@ -28,6 +31,11 @@ _HEARTBEAT = 2.0
 _STEP = 0.5  # seconds that one call of connect or next takes at most without a result
 _ASK = 2.0  # seconds that the server has to answer a question
 _FORGET = 300.0  # seconds after which the server forgets a consumer that asks for nothing
+_NOT_FOUND = 10059  # the server's code for a stream that does not exist
+
+
+class _NoStreamError(NATSError):
+    """The stream does not exist."""
 
 
 class Reader:
@@ -51,10 +59,17 @@ class Reader:
         self._credit = 0  # messages that the running pull may still bring
         self._heard = 0.0
 
+    async def partitions(self) -> int | None:
+        """Count the partitions of the stream. None: not yet; call it again. Raises SondeError as connect does."""
+        return await self._try(self._count, 2 * _ASK + _STEP)
+
     async def connect(self) -> bool | None:
         """Connect and find the stream. None: not yet; call it again. Raises SondeError when the login is refused."""
+        return await self._try(self._open, _ASK + _STEP)
+
+    async def _try(self, step: Callable[[], Awaitable[T]], seconds: float) -> T | None:
         try:
-            return await asyncio.wait_for(self._open(), _ASK + _STEP)
+            return await asyncio.wait_for(step(), seconds)
         except (NATSError, OSError, asyncio.TimeoutError) as e:
             self._note(e)
             await asyncio.sleep(_STEP)
@@ -87,7 +102,9 @@ class Reader:
         if self._nc is None or not self._nc.is_connected or self._inbox is None:
             return f"{self.trouble()}; still trying"
         try:
-            info = await self._info({"subjects_filter": "sonde.v1.*.*.*.vectors.>"})
+            *place, _, _, _ = self._subject.split(".")
+            vectors = ".".join([*place[:2], *("*" * len(place[2:])), "vectors", ">"])
+            info = await self._info({"subjects_filter": vectors})
         except (NATSError, OSError, asyncio.TimeoutError):
             return f"{self.trouble()}; still trying"
         subjects = info["state"].get("subjects") or {}
@@ -128,12 +145,24 @@ class Reader:
         await self._drop()
 
     async def _open(self) -> bool:
+        await self._connected()
+        await self._consume()
+        return True
+
+    async def _connected(self) -> None:
         if self._nc is None:
             if self._connecting is None:
                 self._connecting = asyncio.ensure_future(self._dial())
             self._nc = await asyncio.shield(self._connecting)
-        await self._consume()
-        return True
+
+    async def _count(self) -> int:
+        await self._connected()
+        try:
+            await self._info({})
+        except _NoStreamError:
+            first = await self._info({}, f"{self._stream}-0")
+            return int(first["config"]["subjects"][0].rpartition(".")[2].partition("of")[2])  # like sonde.v1.*.0of3
+        return 1
 
     async def _dial(self) -> Client:
         settings = {
@@ -146,14 +175,14 @@ class Reader:
         }
         return await nats.connect(self._url, **{**settings, **self._options})
 
-    async def _info(self, question: dict[str, str]) -> dict[str, Any]:
+    async def _info(self, question: dict[str, str], stream: str = "") -> dict[str, Any]:
         assert self._nc is not None
-        reply = await self._nc.request(
-            f"$JS.API.STREAM.INFO.{self._stream}", json.dumps(question).encode(), timeout=_ASK
-        )
+        name = stream or self._stream
+        reply = await self._nc.request(f"$JS.API.STREAM.INFO.{name}", json.dumps(question).encode(), timeout=_ASK)
         info = json.loads(reply.data)
         if "error" in info:
-            raise NATSError(f"stream {self._stream}: {info['error'].get('description')}")
+            kind = _NoStreamError if info["error"].get("err_code") == _NOT_FOUND else NATSError
+            raise kind(f"stream {name}: {info['error'].get('description')}")
         return info
 
     def _place(self, info: dict[str, Any]) -> None:

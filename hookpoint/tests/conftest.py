@@ -21,6 +21,7 @@ TRILINGUAL = ROOT / "models" / "trilingual"
 CONFIG = """\
 bus:
   embedded: {{store_dir: {dir}/bus, listen: "{bus}", sync: interval, retain_bytes: 512MiB}}
+  partitions: {partitions}
 agent:
   socket: {dir}/s
   linger_ms: 20
@@ -47,12 +48,19 @@ def free_address() -> str:
 class Pipeline:
     """`sonde run` and `sonde engine`, each a process."""
 
-    def __init__(self, folder: Path, model: str, rules: str = EVERYTHING, engine_args: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: str,
+        rules: str = EVERYTHING,
+        engine_args: tuple[str, ...] = (),
+        partitions: int = 1,
+    ) -> None:
         self.dir, self.lake = folder, folder / "lake"
         self.bus, self.engine = free_address(), free_address()
         self.url = f"nats://{self.bus}"
         self._config = folder / "sonde.yaml"
-        self._config.write_text(CONFIG.format(dir=folder, bus=self.bus, rules=rules))
+        self._config.write_text(CONFIG.format(dir=folder, bus=self.bus, rules=rules, partitions=partitions))
         self._engine_args = ["--model", model, "--listen", self.engine, "--ring-socket", f"{folder}/s", *engine_args]
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
