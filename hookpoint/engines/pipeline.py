@@ -25,7 +25,8 @@ def _tests() -> Any:
     return module
 
 
-Pipeline = _tests().Pipeline
+_package = _tests()
+Pipeline, free_address = _package.Pipeline, _package.free_address
 
 
 def wait_closed(run: Pipeline, epoch: str) -> sonde.Lake:
