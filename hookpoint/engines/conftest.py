@@ -21,7 +21,17 @@ os.environ |= {
 
 @pytest.fixture
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    """`sonde run` by itself."""
+    """`sonde run` by itself, for one test."""
+    yield from _running(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def module_pipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """`sonde run` by itself, for the tests of a file."""
+    yield from _running(tmp_path_factory)
+
+
+def _running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     import pipeline
 
     folder = tmp_path_factory.mktemp("e")

@@ -6,6 +6,7 @@ adds what it computed, and `write_entry` makes the folder that puts the plug-in 
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 from collections.abc import Iterator
@@ -89,10 +90,15 @@ class Hooks:
         self._file.flush()
 
 
-def read(path: Path) -> Plain:
-    """Put what the hooks wrote together."""
+def records(path: Path) -> int:
+    """Count what the hooks wrote so far."""
+    return sum(1 for _ in _records(path)) if path.exists() else 0
+
+
+def read(path: Path, after: int = 0) -> Plain:
+    """Put together what the hooks wrote, after so many records."""
     out = Plain()
-    for record in _records(path):
+    for record in itertools.islice(_records(path), after, None):
         for row in record.get("logits", ()):
             out.note(("logits", -1), row, None)
         out.widest = max(out.widest, len(record.get("logits", ())))

@@ -37,10 +37,10 @@ class Offline:
         """Start the engine. folder: for what the plain hooks write."""
         import vllm
 
-        self.name, self._run, self._seen = name, run, folder / f"{name}.probe"
+        self.name, self._run, self.seen = name, run, folder / f"{name}.probe"
         self.preempted = 0
         self.alone_of = tiny.Alone(model)
-        os.environ[probe.VARIABLE] = str(self._seen)
+        os.environ[probe.VARIABLE] = str(self.seen)
         sonde = {"socket": f"{run.dir}/s", "hooks": [*HOOKS, "ln_final", "logits"], "mode": "complete", "engine": name}
         if capture:
             engine["additional_config"] = {"sonde": sonde}
@@ -95,7 +95,7 @@ class Offline:
 
     def plain(self) -> Plain | None:
         """Give what plain hooks in the engine saw."""
-        return probe.read(self._seen)
+        return probe.read(self.seen)
 
     def alone(self, tokens: list[int]) -> Mapping[Hook, np.ndarray]:
         """Compute a sequence by itself with Hugging Face."""

@@ -99,6 +99,11 @@ class Sequences:
         """Count the open sequences."""
         return len(self._open)
 
+    def requests(self) -> list[Request]:
+        """List what is known of the open sequences."""
+        with self._lock:
+            return [found.request for found in self._open.values()]
+
     def open(self, key: Key, request: Request, cached: int = 0) -> None:
         """Begin a sequence, the first `cached` tokens of which are never computed: a prefix cache has them.
 

@@ -91,9 +91,16 @@ def _window(name: str, value: Any) -> tuple[int, int]:
     return value[0], value[1]
 
 
+@dataclass(frozen=True)
+class EngineRequest(Request):
+    """A sequence of vLLM, whose external id is what its abort takes; it may have another name in the dataset."""
+
+    external_id: str = ""
+
+
 def request_of(
     extra: Mapping[str, Any], engine_id: str, prompt_tokens: int, max_tokens: int, adapter: str
-) -> Request:
+) -> EngineRequest:
     """Describe a sequence from what its request asked for and its internal id, in the worker."""
     external = str(extra.get(EXTERNAL, engine_id))
     window = None
@@ -103,8 +110,9 @@ def request_of(
     elif ABSOLUTE in extra:
         window = _window(ABSOLUTE, extra[ABSOLUTE])
     named = {field: extra[name] for name, field in TEXTS.items() if name in extra}
-    return Request(
+    return EngineRequest(
         **{"id": external, **named},
+        external_id=external,
         prompt_tokens=prompt_tokens,
         sample=sample_of(engine_id, external),
         engine_id=engine_id,

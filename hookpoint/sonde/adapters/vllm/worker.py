@@ -62,8 +62,13 @@ def install() -> None:
         adapter = getattr(self, "sonde", None)
         return None if adapter is None else adapter.stats()
 
-    WorkerWrapperBase.load_model, WorkerWrapperBase.shutdown = load_model, closing
-    WorkerWrapperBase.sonde, WorkerWrapperBase.sonde_stats = None, sonde_stats
+    def sonde_sequences(self: Any) -> list[dict[str, Any]] | None:
+        """List what is computed, for `collective_rpc`; None: this worker captures nothing."""
+        adapter = getattr(self, "sonde", None)
+        return None if adapter is None else adapter.open_sequences()
+
+    WorkerWrapperBase.load_model, WorkerWrapperBase.shutdown, WorkerWrapperBase.sonde = load_model, closing, None
+    WorkerWrapperBase.sonde_stats, WorkerWrapperBase.sonde_sequences = sonde_stats, sonde_sequences
 
 
 def attach(worker: Any, config: Any, settings: Settings) -> Adapter | None:
@@ -119,6 +124,13 @@ class Adapter:
             "captured_rows": ring.captured_rows, "dropped_rows": sum(ring.dropped_rows),
             "aborted_rows": ring.aborted_rows, "open": len(self.sequences), "problems": dict(n.problems),
         }  # fmt: skip
+
+    def open_sequences(self) -> list[dict[str, Any]]:
+        """List the sequences that are computed, each with its ids."""
+        return [
+            {"request": r.id, "external_id": r.external_id, "engine_id": r.engine_id, "sample": r.sample}
+            for r in self.sequences.requests()
+        ]
 
     def close(self) -> None:
         """Leave the model as it was, and wait until the agent has everything; again: nothing happens."""
