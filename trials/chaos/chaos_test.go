@@ -101,3 +101,16 @@ func TestARowIsChargedToTheFaultThatItsRequestNames(t *testing.T) {
 		}
 	}
 }
+
+// A planted bug whose text has gone from the product proves nothing any more. That each
+// is found is shown by -plant, which takes a minute.
+func TestPlantedBugsStillFitTheProduct(t *testing.T) {
+	for _, p := range plants {
+		if _, err := p.apply("../.."); err != nil {
+			t.Error(err)
+		}
+		if newSchedule(1, onNATS, p.faults, regexp.MustCompile(p.only)) == nil {
+			t.Errorf("%s: no fault is named %q", p.name, p.only)
+		}
+	}
+}

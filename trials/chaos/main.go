@@ -8,7 +8,7 @@
 //	go run ./trials/chaos -seed 7 -buses kafka -list   only print the schedule
 //
 // Exit codes: 0 all is well; 1 a row is not what it should be, or something did not
-// recover; 2 wrong arguments; 130 interrupted.
+// recover; 2 wrong arguments; 130 interrupted. With -plant, 0 says that the bug was found.
 package main
 
 import (
@@ -38,6 +38,7 @@ type options struct {
 	out         string
 	list        bool
 	only        *regexp.Regexp
+	plant       string
 }
 
 func main() {
@@ -70,6 +71,7 @@ func parse(args []string) (o options, err error) {
 	flags.StringVar(&o.out, "out", "", "also write the table to this file")
 	only := flags.String("only", "", "only faults whose name this regular expression fits, to look into one")
 	flags.BoolVar(&o.list, "list", false, "print the schedule and do no harm")
+	flags.StringVar(&o.plant, "plant", "", "prove that a bug would be found, in a sonde that is built with it: "+plantNames())
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
@@ -110,13 +112,12 @@ func chaos(o options) int {
 		return 2
 	}
 	fmt.Printf("chaos: seed %d (repeat with: make chaos SEED=%d)\n", o.seed, o.seed)
+	if o.plant != "" {
+		return provePlant(ctx, o, dir)
+	}
 	var results []*result
 	for _, on := range o.buses {
 		folder := filepath.Join(dir, string(on))
-		if err := os.MkdirAll(folder, 0o755); err != nil {
-			fmt.Fprintln(os.Stderr, "chaos:", err)
-			return 2
-		}
 		r, err := run(ctx, on, o, folder)
 		if ctx.Err() != nil {
 			fmt.Fprintln(os.Stderr, "chaos: interrupted")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"sonde/trials/fleet"
@@ -14,6 +15,9 @@ import (
 func run(ctx context.Context, on busName, o options, dir string) (*result, error) {
 	r := &result{on: on, seed: o.seed}
 	began := time.Now()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return r, err
+	}
 	w, err := newWorld(ctx, on, o, dir)
 	if err == nil {
 		err = w.harm(ctx, newSchedule(o.seed, on, o.faults, o.only), r)
