@@ -12,9 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/jwt/v2"
-	"github.com/nats-io/nkeys"
-
 	"sonde/bus"
 	"sonde/bus/natstest"
 	"sonde/bus/wiretest"
@@ -31,19 +28,14 @@ func quoted(format string, args ...any) string {
 	return fmt.Sprintf(format, args...)
 }
 
-// keyFile writes the seed of a new key, and gives the key.
-func keyFile(t *testing.T, name string, create func() (nkeys.KeyPair, error)) (key nkeys.KeyPair, public string) {
+// userKey writes the seed of a new user, and gives its public key.
+func userKey(t *testing.T, name string) string {
 	t.Helper()
-	key, err := create()
+	public, err := natstest.UserKey(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	public, err1 := key.PublicKey()
-	seed, err2 := key.Seed()
-	if err := errors.Join(err1, err2, os.WriteFile(name, append(seed, '\n'), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	return key, public
+	return public
 }
 
 // securedNATS is a server with TLS that asks for a certificate, and users with a
@@ -54,11 +46,10 @@ func securedNATS(t *testing.T) (s *natstest.Server, dir string) {
 	if err := wiretest.Certificates(dir); err != nil {
 		t.Fatal(err)
 	}
-	_, public := keyFile(t, filepath.Join(dir, "user.nk"), nkeys.CreateUser)
-	keyFile(t, filepath.Join(dir, "stranger.nk"), nkeys.CreateUser)
+	public := userKey(t, filepath.Join(dir, "user.nk"))
+	userKey(t, filepath.Join(dir, "stranger.nk"))
 	return natstest.Need(t, natstest.Options{Lines: []string{
-		quoted("tls { cert_file: %s, key_file: %s, ca_file: %s, verify: true }", filepath.Join(dir, "server.pem"),
-			filepath.Join(dir, "server.key"), filepath.Join(dir, "ca.pem")),
+		natstest.TLS(dir),
 		quoted("authorization { users: [ { user: sonde, password: %s }, { nkey: %s }, "+
 			"{ user: poor, password: %s, permissions { publish: _none, subscribe: \"_INBOX.>\" } } ] }", secret, public, secret),
 	}}), dir
@@ -104,48 +95,15 @@ func TestNATSWithTLSPasswordsAndKeys(t *testing.T) {
 	carriesMessages(t, o)
 }
 
-// jwtNATS is a server whose accounts and users are known by their tokens alone. It
-// writes the credentials of a user of an account with JetStream into user.creds, and of
-// one that has expired into expired.creds.
+// jwtNATS is a server whose accounts and users are known by their tokens alone.
 func jwtNATS(t *testing.T) (s *natstest.Server, dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	operator, operatorName := keyFile(t, filepath.Join(dir, "operator.nk"), nkeys.CreateOperator)
-	account, accountName := keyFile(t, filepath.Join(dir, "account.nk"), nkeys.CreateAccount)
-	_, system := keyFile(t, filepath.Join(dir, "system.nk"), nkeys.CreateAccount)
-	must := func(text string, err error) string {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return text
+	lines, err := natstest.Tokens(dir)
+	if err != nil {
+		t.Fatal(err)
 	}
-	ours := jwt.NewAccountClaims(accountName)
-	ours.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: -1, MemoryStorage: -1, Streams: -1, Consumer: -1}
-	o := jwt.NewOperatorClaims(operatorName)
-	o.SystemAccount = system
-	write := func(name string, expires time.Time) {
-		user, public := keyFile(t, filepath.Join(dir, name+".nk"), nkeys.CreateUser)
-		claims := jwt.NewUserClaims(public)
-		claims.Expires = expires.Unix()
-		seed, err := user.Seed()
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := jwt.FormatUserConfig(must(claims.Encode(account)), seed)
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, name+".creds"), text, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("user", time.Now().Add(time.Hour))
-	write("expired", time.Now().Add(-time.Hour))
-	return natstest.Need(t, natstest.Options{Lines: []string{
-		"operator: " + must(o.Encode(operator)), "resolver: MEMORY", "system_account: " + system,
-		fmt.Sprintf("resolver_preload: { %s: %s, %s: %s }", accountName, must(ours.Encode(operator)), system,
-			must(jwt.NewAccountClaims(system).Encode(operator)))}}), dir
+	return natstest.Need(t, natstest.Options{Lines: lines}), dir
 }
 
 func TestNATSWithCredentials(t *testing.T) {
@@ -294,7 +252,7 @@ func TestNATSRefusalsAreSaidOnceAndClearly(t *testing.T) {
 // are loaded again, ends a process that could have waited.
 func TestALoginThatIsRefusedLaterIsWaitedFor(t *testing.T) {
 	dir := t.TempDir()
-	_, public := keyFile(t, filepath.Join(dir, "user.nk"), nkeys.CreateUser)
+	public := userKey(t, filepath.Join(dir, "user.nk"))
 	s := natstest.Need(t, natstest.Options{Lines: []string{quoted("authorization { users: [ { nkey: %s } ] }", public)}})
 	b := openNATS(t, bus.NATSOptions{URL: s.URL, Security: bus.NATSSecurity{NKeyFile: filepath.Join(dir, "user.nk")}})
 	p := newPublisher(b, "p", 100)
@@ -306,7 +264,7 @@ func TestALoginThatIsRefusedLaterIsWaitedFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyFile(t, filepath.Join(dir, "user.nk"), nkeys.CreateUser) // now a stranger
+	userKey(t, filepath.Join(dir, "user.nk")) // now a stranger
 	s.Kill()
 	if err := s.Up(); err != nil {
 		t.Fatal(err)
