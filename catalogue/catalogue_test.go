@@ -25,12 +25,12 @@ var stateNames = map[string]bool{"sonde_bus_connected": true, "sonde_bus_store_f
 	"sonde_lake_version": true}
 
 // units of gauges that count things.
-var units = regexp.MustCompile(`_(bytes|seconds|messages|rows|records|descriptors|files|ranks|chains|samples|` +
+var units = regexp.MustCompile(`_(bytes|seconds|messages|rows|records|descriptors|files|ranks|chains|samples|members|partitions|` +
 	`sequences_max)$`)
 
 func TestEveryMetricFollowsTheRulesOfNames(t *testing.T) {
 	seen := map[string]bool{}
-	name := regexp.MustCompile(`^sonde_(bus|engine|detector|materializer|lake|producer|spool)_[a-z0-9_]+$`)
+	name := regexp.MustCompile(`^sonde_(bus|engine|detector|materializer|lake|producer|spool|group)_[a-z0-9_]+$`)
 	label := regexp.MustCompile(`^[a-z]+$`)
 	for _, s := range Sections {
 		if len(s.Metrics) == 0 {

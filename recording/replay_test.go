@@ -219,7 +219,7 @@ func lakeOf(t testing.TB, b *bustest.Bus) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for m.Committed() <= info.Last && t.Context().Err() == nil {
+	for m.Committed(0).Next <= info.Last && t.Context().Err() == nil {
 		time.Sleep(5 * time.Millisecond)
 	}
 	stop()

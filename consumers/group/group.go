@@ -128,7 +128,7 @@ func New(o Options) (*Member, error) {
 	return &Member{o: o, log: o.Logger.With("group", o.Kind), metrics: newMetrics(o.Registerer, o.Kind),
 		id: hex.EncodeToString(id[:]), heard: make(chan heartbeat, 4*maxMembers), tell: make(chan heartbeat, 1),
 		ended: make(chan ending), poke: make(chan struct{}, 1), tokens: map[int]uint64{},
-		others: map[string]map[int]position{}, trouble: "it has not joined its group yet",
+		others: map[string]map[int]position{},
 		peers: map[string]*peer{}, holdings: map[int]*holding{}, intents: map[int]int{}, cool: map[int]int{}, patience: map[int]int{}}, nil
 }
 
@@ -246,7 +246,12 @@ func (m *Member) tick() {
 	h := m.heartbeat()
 	h.Tick = true
 	m.queue(h)
-	if m.silent++; m.silent <= deadAfter || !m.o.Bus.Connected() {
+	if m.silent++; !m.joined && m.silent > 1 {
+		m.mu.Lock()
+		m.trouble = "it does not know yet who else does this work: own heartbeats do not come back"
+		m.mu.Unlock()
+	}
+	if m.silent <= deadAfter || !m.o.Bus.Connected() {
 		return
 	}
 	if m.silent == deadAfter+1 {

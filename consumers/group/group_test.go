@@ -268,8 +268,8 @@ func TestWithoutTheRightToBroadcastAMemberWorksAlone(t *testing.T) {
 	b, w := bustest.NewPartitioned(2), newWorld()
 	defer b.Close()
 	j := join(t, w, mute{b}, "a", Options{})
-	if j.m.Trouble() == "" {
-		t.Error("it says that it works")
+	for j.m.Trouble() == "" {
+		time.Sleep(period / 4)
 	}
 	until(t, "alone", w.shared(2, "a"))
 	if what := j.m.Trouble(); what != "" {

@@ -14,7 +14,7 @@ import (
 // Bounds of what is remembered about chains between commits. Nothing is stored
 // twice at a bound: where memory ends, the table itself is asked.
 const (
-	maxChains   = 1 << 16
+	maxChains   = 1 << 16          // of all partitions of the stream
 	forgetAfter = 10 * time.Minute // idle time of an epoch that ended
 )
 
@@ -22,8 +22,10 @@ const (
 type chains struct {
 	byEpoch   map[uint64]*epoch
 	count     int
-	forgotten map[uint64]bool // epochs with rows in the table whose chains were dropped
-	inTable   func(epoch uint64) (bool, error)
+	forgotten map[uint64]bool                  // epochs with rows in the table whose chains were dropped
+	most      int                              // chains: the share of a partition of maxChains
+	inTable   func(epoch uint64) (bool, error) // whether the table may have rows of an epoch
+	elsewhere func(epoch uint64) bool          // whether another partition has, or had, rows of an epoch
 	now       func() time.Time
 }
 
@@ -35,10 +37,9 @@ type epoch struct {
 	askAll  bool      // its chains were forgotten once
 }
 
-// newChains reads the states in the log. inTable tells whether the table may have
-// rows of an epoch.
-func newChains(s *commitlog.Partition, inTable func(uint64) (bool, error), now func() time.Time) (*chains, error) {
-	c := &chains{byEpoch: map[uint64]*epoch{}, forgotten: map[uint64]bool{}, inTable: inTable, now: now}
+// newChains reads the states in the log, of one of the partitions of the stream.
+func newChains(s *commitlog.Partition, partitions int, now func() time.Time) (*chains, error) {
+	c := &chains{byEpoch: map[uint64]*epoch{}, forgotten: map[uint64]bool{}, most: maxChains / partitions, now: now}
 	for text, state := range s.Chains {
 		key, err := schema.ParseChainKey(text)
 		if err != nil {
@@ -92,8 +93,9 @@ func (c *chains) epoch(id uint64) *epoch {
 func (c *chains) of(key schema.ChainKey) (*chain, error) {
 	e := c.byEpoch[key.Epoch]
 	if e == nil {
-		// Beyond the bound of forgotten epochs, only the table knows the others.
-		unknown := c.forgotten[key.Epoch]
+		// Beyond the bound of forgotten epochs, only the table knows the others. An epoch
+		// of another partition came when the stream was divided in another way.
+		unknown := c.forgotten[key.Epoch] || c.elsewhere(key.Epoch)
 		if !unknown && len(c.forgotten) >= commitlog.MaxForgotten {
 			var err error
 			if unknown, err = c.inTable(key.Epoch); err != nil {
@@ -161,7 +163,7 @@ func (c *chains) forgettable() []uint64 {
 		}
 	}
 	for _, id := range ids {
-		if left > maxChains && len(c.byEpoch[id].chains) > 0 && !chosen[id] {
+		if left > c.most && len(c.byEpoch[id].chains) > 0 && !chosen[id] {
 			out = append(out, id)
 			left -= len(c.byEpoch[id].chains)
 		}

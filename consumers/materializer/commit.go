@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"time"
 
 	"sonde/bus"
@@ -14,36 +15,34 @@ import (
 
 // commit makes what is open visible, or finds out that another writer claimed the
 // lake. It tries until it succeeds, is fenced, or ctx ends.
-func (m *Materializer) commit(ctx context.Context) error {
-	if !m.pending.moved {
-		m.pending.started = time.Now()
-		if m.writer.Fenced() {
-			return ErrFenced
+func (p *part) commit(ctx context.Context) error {
+	if !p.pending.moved {
+		p.pending.started = time.Now()
+		if p.writer.Fenced() {
+			return commitlog.ErrFenced
 		}
 		return nil
 	}
 	start := time.Now()
 	var told time.Time
 	for {
-		err := m.tryCommit()
+		err := p.tryCommit()
 		if err == nil {
-			m.trouble.Store(nil)
-			m.metrics.commits.Observe(time.Since(start).Seconds())
+			p.trouble.Store(nil)
+			p.metrics.commits.Observe(time.Since(start).Seconds())
 			return nil
 		}
-		if errors.Is(err, ErrFenced) || m.writer.Fenced() {
-			return ErrFenced
+		if errors.Is(err, commitlog.ErrFenced) || p.writer.Fenced() {
+			return commitlog.ErrFenced
 		}
-		m.metrics.failures.Inc()
-		what := "the lake cannot be written: " + err.Error()
-		m.trouble.Store(&what)
+		p.failed(err)
 		if told.IsZero() || time.Since(told) > repeatTelling {
 			told = time.Now()
-			m.log.Error("commit failed; it is tried again, and nothing is read meanwhile", "error", err)
+			p.log.Error("commit failed; it is tried again, and nothing is read meanwhile", "error", err)
 		}
-		m.measureLag(ctx)
-		if stop := m.o.retry(ctx); stop != nil {
-			return fmt.Errorf("%w; %d messages that were not committed stay on the bus", err, m.pending.messages)
+		p.measureLag(ctx)
+		if stop := p.o.retry(ctx); stop != nil {
+			return fmt.Errorf("%w; %d messages that were not committed stay on the bus", err, p.pending.messages)
 		}
 	}
 }
@@ -51,45 +50,43 @@ func (m *Materializer) commit(ctx context.Context) error {
 // repeatTelling is how often the log says again that commits fail.
 const repeatTelling = time.Minute
 
-// Trouble says why commits fail, "" when they do not. It may be called from any
-// goroutine. Nobody needs to do more than mend the disk.
-func (m *Materializer) Trouble() string {
-	if what := m.trouble.Load(); what != nil {
-		return *what
-	}
-	return ""
+// failed makes a failure to write visible.
+func (p *part) failed(err error) {
+	p.metrics.failures.Inc()
+	what := "the lake cannot be written: " + err.Error()
+	p.trouble.Store(&what)
 }
 
 // lastCommit is the commit at the end, which is tried once.
-func (m *Materializer) lastCommit() error {
+func (p *part) lastCommit() error {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	return m.commit(ended)
+	return p.commit(ended)
 }
 
 // tryCommit writes the files that are not written yet and then the entry of the
 // log. Another attempt repeats the same entry.
-func (m *Materializer) tryCommit() error {
-	p := m.pending
+func (p *part) tryCommit() error {
+	open := p.pending
 	for _, name := range table.Names {
-		if _, done := p.files[name]; done || len(p.refs[name]) == 0 {
+		if _, done := open.files[name]; done || len(open.refs[name]) == 0 {
 			continue
 		}
-		d := commitlog.DataFile{Table: string(name), Incarnation: p.source.Incarnation, First: p.first,
-			Last: p.source.Next - 1, Rows: int64(len(p.refs[name])), Epochs: p.epochsOf(name)}
-		f, err := m.writer.WriteFile(d, func(w io.Writer) error { return table.Write(w, m.keyValues(d), p.refs[name]) })
+		d := commitlog.DataFile{Table: string(name), Incarnation: open.source.Incarnation, First: open.first,
+			Last: open.source.Next - 1, Rows: int64(len(open.refs[name])), Epochs: open.epochsOf(name)}
+		f, err := p.writer.WriteFile(d, func(w io.Writer) error { return table.Write(w, p.keyValues(d), open.refs[name]) })
 		if err != nil {
 			return err
 		}
-		p.files[name] = f
+		open.files[name] = f
 	}
-	if p.prepared == nil {
-		p.prepared = m.prepare()
+	if open.prepared == nil {
+		open.prepared = p.prepare()
 	}
-	if err := m.writer.Commit(*p.prepared); err != nil {
+	if err := p.writer.Commit(*open.prepared); err != nil {
 		return err
 	}
-	m.finish()
+	p.finish()
 	return nil
 }
 
@@ -97,28 +94,28 @@ func (m *Materializer) tryCommit() error {
 const fileFormat = "1"
 
 // keyValues are the key-value metadata of a file.
-func (m *Materializer) keyValues(d commitlog.DataFile) []table.KeyValue {
+func (p *part) keyValues(d commitlog.DataFile) []table.KeyValue {
 	return []table.KeyValue{{Key: "sonde.format", Value: fileFormat},
-		{Key: "sonde.table", Value: d.Table}, {Key: "sonde.stream", Value: m.pending.source.Stream},
-		{Key: "sonde.incarnation", Value: d.Incarnation},
+		{Key: "sonde.table", Value: d.Table}, {Key: "sonde.stream", Value: p.pending.source.Stream},
+		{Key: "sonde.incarnation", Value: d.Incarnation}, {Key: "sonde.partition", Value: strconv.Itoa(p.partition)},
 		{Key: "sonde.first", Value: fmt.Sprint(d.First)}, {Key: "sonde.last", Value: fmt.Sprint(d.Last)},
-		{Key: "sonde.claim", Value: fmt.Sprint(m.writer.Claim())}}
+		{Key: "sonde.claim", Value: fmt.Sprint(p.writer.Claim())}}
 }
 
 // prepare makes the entry. Files and chain states are in the table from the same
 // moment on.
-func (m *Materializer) prepare() *commitlog.Commit {
-	p := m.pending
-	for _, id := range p.closed {
-		m.chains.epoch(id).closed = true
+func (p *part) prepare() *commitlog.Commit {
+	open := p.pending
+	for _, id := range open.closed {
+		p.chains.epoch(id).closed = true
 	}
-	states, shrunk := m.chains.changed()
-	m.metrics.shrunk.Add(float64(shrunk))
-	p.forget = m.chains.forgettable()
-	c := &commitlog.Commit{Source: p.source, Chains: states, Closed: epochTexts(p.closed),
-		Forgotten: epochTexts(p.forget), Totals: p.totals, DeadLetters: p.letter}
+	states, shrunk := p.chains.changed()
+	p.metrics.shrunk.Add(float64(shrunk))
+	open.forget = p.chains.forgettable()
+	c := &commitlog.Commit{Source: open.source, Chains: states, Closed: epochTexts(open.closed),
+		Forgotten: epochTexts(open.forget), Totals: open.totals, DeadLetters: open.letter}
 	for _, name := range table.Names {
-		if f, ok := p.files[name]; ok {
+		if f, ok := open.files[name]; ok {
 			c.Files = append(c.Files, f)
 		}
 	}
@@ -126,53 +123,59 @@ func (m *Materializer) prepare() *commitlog.Commit {
 }
 
 // finish starts over after a commit.
-func (m *Materializer) finish() {
-	p := m.pending
-	for name, f := range p.files {
-		m.metrics.stored.WithLabelValues(string(name)).Add(float64(f.Rows))
-		m.metrics.files.WithLabelValues(string(name)).Inc()
-		m.metrics.bytes.WithLabelValues(string(name)).Add(float64(f.Bytes))
+func (p *part) finish() {
+	open := p.pending
+	for name, f := range open.files {
+		p.metrics.stored.WithLabelValues(string(name)).Add(float64(f.Rows))
+		p.metrics.files.WithLabelValues(string(name)).Inc()
+		p.metrics.bytes.WithLabelValues(string(name)).Add(float64(f.Bytes))
 	}
-	m.chains.committed()
-	m.chains.forget(p.forget)
-	m.lookup.committed()
-	m.metrics.chains.Set(float64(m.chains.count))
-	m.metrics.version.Set(float64(m.lake.Version()))
-	m.committed.Store(p.source.Next)
-	m.pending = newPending(p.source)
-	m.oldest.Store(0)
+	p.chains.committed()
+	p.chains.forget(open.forget)
+	p.lookup.committed()
+	p.chainsHeld.Store(int64(p.chains.count))
+	p.metrics.version.Set(float64(p.lake.Load().Version()))
+	p.pending = newPending(open.source)
+	p.noteCommitted()
+	p.oldest.Store(0)
 }
 
-// trim lets the stream forget what the table has, but for about RetainBytes. The
-// bus knows bytes only of the whole stream, so positions are taken to be of equal
-// size; the next commits correct the error. It never touches what is not committed.
-func (m *Materializer) trim(ctx context.Context) {
+// trim lets the partition forget what the table has, but for about its share of
+// RetainBytes. The bus knows bytes only of the whole partition, so positions are taken
+// to be of equal size; the next commits correct the error. It never touches what is not
+// committed, here or in another lake whose materializer runs.
+func (p *part) trim(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, busTimeout)
 	defer cancel()
-	info, err := m.measureLag(ctx)
+	info, err := p.measureLag(ctx)
 	if err != nil {
 		return // the bus says so itself, and the next commit asks again
 	}
-	if info.Incarnation != m.pending.source.Incarnation || info.Bytes <= m.o.RetainBytes || info.Messages == 0 {
+	retain := p.o.RetainBytes / uint64(p.o.Bus.Partitions())
+	if info.Incarnation != p.pending.source.Incarnation || info.Bytes <= retain || info.Messages == 0 {
 		return
 	}
-	excess := float64(info.Bytes-m.o.RetainBytes) / float64(info.Bytes)
-	below := min(info.First+uint64(excess*float64(info.Last+1-info.First)), m.committed.Load())
+	excess := float64(info.Bytes-retain) / float64(info.Bytes)
+	below := min(info.First+uint64(excess*float64(info.Last+1-info.First)), p.committed.Load().Next)
+	if slowest, known := p.member.Load().Slowest(p.partition); known {
+		below = min(below, slowest)
+	}
 	if below <= info.First {
 		return
 	}
-	if err := m.o.Bus.Trim(ctx, 0, below); err != nil && ctx.Err() == nil {
-		m.log.Warn("trim the stream", "below", below, "error", err)
+	if err := p.o.Bus.Trim(ctx, p.partition, below); err != nil && ctx.Err() == nil {
+		p.log.Warn("trim the stream", "below", below, "error", err)
 	}
 }
 
-// measureLag asks how far the stream is ahead of the table.
-func (m *Materializer) measureLag(ctx context.Context) (bus.StreamInfo, error) {
+// measureLag asks how far the partition is ahead of the table.
+func (p *part) measureLag(ctx context.Context) (bus.StreamInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, busTimeout)
 	defer cancel()
-	info, err := m.o.Bus.Info(ctx, 0)
+	info, err := p.o.Bus.Info(ctx, p.partition)
 	if err == nil {
-		m.metrics.lag.Set(float64(info.Last + 1 - min(info.Last+1, m.committed.Load())))
+		lag := p.metrics.lag.WithLabelValues(strconv.Itoa(p.partition))
+		lag.Set(float64(info.Last + 1 - min(info.Last+1, p.committed.Load().Next)))
 	}
 	return info, err
 }

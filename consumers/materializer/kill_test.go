@@ -58,7 +58,7 @@ func child(lake, seedText string) error {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	go func() {
-		for m.Committed() <= uint64(len(messages)) {
+		for m.Committed(0).Next <= uint64(len(messages)) {
 			time.Sleep(time.Millisecond)
 		}
 		stop()

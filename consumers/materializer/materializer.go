@@ -1,26 +1,31 @@
 // Package materializer turns the stream into the lake: it reads messages from the
 // position in the table's log, drops rows that the table has, and commits files,
 // position and chain states at once. Nothing is kept anywhere else, so a crash at
-// any moment repeats no row and loses none.
+// any moment repeats no row and loses none. Several processes may do so for one lake:
+// they share the partitions of the stream, and the log fences each partition.
 package materializer
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sonde/bus"
+	"sonde/consumers/group"
 	"sonde/lakehouse/commitlog"
 	"sonde/lakehouse/table"
 )
-
-// ErrFenced: another materializer claimed the lake. Run returns it.
-var ErrFenced = commitlog.ErrFenced
 
 // Options configure a Materializer. Bus and Lake are needed; other zero values mean
 // the defaults of CONFIG.md.
@@ -35,13 +40,17 @@ type Options struct {
 	Logger             *slog.Logger
 	Registerer         prometheus.Registerer
 
+	Heartbeat time.Duration // between those by which materializers of a lake share its work [1 s]
+	Settle    time.Duration // how long a start waits for the answers of others [200 ms]; below 0: not at all
+
 	now   func() time.Time                // tests
 	check func(step, path string) error   // tests: see commitlog.WriterOptions
 	retry func(ctx context.Context) error // tests: the pause between two attempts to commit
 }
 
 // Bounds of what is open between two commits, beside CommitBytes. Each of them
-// makes a commit.
+// makes a commit. Of all three, each partition that this process has gets an equal
+// share.
 const (
 	maxPendingRows     = 1 << 20
 	maxPendingMessages = 1 << 15
@@ -93,20 +102,19 @@ type Materializer struct {
 	metrics *metrics
 	dead    *deadLetters
 
-	lake    *commitlog.Log
-	writer  *commitlog.Writer
-	chains  *chains
-	lookup  *lookup
-	pending *pending
-	sub     bus.Subscription
+	lake   atomic.Pointer[commitlog.Log] // set by Run
+	member atomic.Pointer[group.Member]  // set by Run
+	first  *commitlog.Writer             // the claim that made the lake, until it is used
+	sweeps sweeps
 
-	committed atomic.Uint64          // position; Committed reads it
-	oldest    atomic.Int64           // when the oldest open message was stored, ns since 1970, or 0; oldestAge reads it
-	trouble   atomic.Pointer[string] // why commits fail, nil: they do not; Trouble reads it
-	announced string                 // incarnation whose making was logged
+	burying sync.Mutex // a leaf; held while a dead letter is kept
+
+	mu      sync.Mutex // a leaf; guards parts
+	parts   map[int]*part
+	working atomic.Int64 // how many there are
 }
 
-// New prepares a materializer; the lake is claimed by Run.
+// New prepares a materializer; Run opens the lake.
 func New(o Options) (*Materializer, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
@@ -115,181 +123,164 @@ func New(o Options) (*Materializer, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Materializer{o: o, log: o.Logger, dead: dead}
-	m.metrics = newMetrics(o.Registerer, m.oldestAge)
+	m := &Materializer{o: o, log: o.Logger, dead: dead, parts: map[int]*part{}}
+	m.metrics = newMetrics(o.Registerer, m.oldestAge, m.chainCount)
 	return m, nil
 }
 
-// Committed is the position in the stream up to which the lake holds everything:
-// that of the first message that it does not hold. 0 before the lake was claimed.
-func (m *Materializer) Committed() uint64 { return m.committed.Load() }
+// Committed is the position in a partition up to which the lake holds everything: its
+// Next is that of the first message that it does not hold. It is zero when nobody has
+// read there yet, or Run has not opened the lake. It may be called from any goroutine.
+func (m *Materializer) Committed(partition int) commitlog.Source {
+	m.mu.Lock()
+	p := m.parts[partition]
+	m.mu.Unlock()
+	if p != nil {
+		if at := p.committed.Load(); at != nil {
+			return *at
+		}
+	}
+	lake := m.lake.Load()
+	if lake == nil {
+		return commitlog.Source{}
+	}
+	if err := lake.Refresh(); err != nil {
+		m.log.Warn("read what other materializers committed", "error", err)
+	}
+	return lake.Source(partition)
+}
 
-// errRestart: positions start over, and so does everything but the table.
-var errRestart = errors.New("read the stream from its start")
+// Trouble says why nothing is committed, "" when all is well. It may be called from
+// any goroutine.
+func (m *Materializer) Trouble() string {
+	if member := m.member.Load(); member != nil && member.Trouble() != "" {
+		return member.Trouble()
+	}
+	for _, p := range m.held() {
+		if what := p.trouble.Load(); what != nil {
+			return *what
+		}
+	}
+	return ""
+}
+
+// held is the partitions that this process has now.
+func (m *Materializer) held() []*part {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.parts))
+}
+
+// positions are told to materializers of other lakes, which trim the stream no
+// further.
+func (m *Materializer) positions() map[int]uint64 {
+	out := map[int]uint64{}
+	for _, p := range m.held() {
+		if at := p.committed.Load(); at != nil {
+			out[p.partition] = at.Next
+		}
+	}
+	return out
+}
 
 // Run reads and commits until ctx ends, then commits what is open and returns nil.
-// It returns ErrFenced when another materializer claimed the lake, and other errors
-// when the lake cannot be used. Failures to write, of a full disk for example, are
-// tried again: nothing more is read meanwhile.
+// It shares the partitions of the stream with other materializers of the lake. Its
+// errors are that the lake cannot be used. Failures to write, of a full disk for
+// example, are tried again: nothing more is read meanwhile.
 func (m *Materializer) Run(ctx context.Context) error {
-	for {
-		err := m.session(ctx)
-		if m.sub != nil {
-			m.sub.Close()
-			m.sub = nil
-		}
-		switch {
-		case errors.Is(err, errRestart):
-			if m.o.retry(ctx) != nil {
-				return nil
-			}
-			continue
-		case errors.Is(err, ErrFenced):
-			return fmt.Errorf("materialize into %s: %w: two materializers must not share a lake", m.o.Lake, err)
-		case err != nil:
-			return fmt.Errorf("materialize into %s: %w", m.o.Lake, err)
-		}
-		return nil
+	if err := m.run(ctx); err != nil && !(ctx.Err() != nil && errors.Is(err, ctx.Err())) {
+		return fmt.Errorf("materialize into %s: %w", m.o.Lake, err)
 	}
+	return nil
 }
 
-// session claims the lake and follows the stream as long as its positions last.
-func (m *Materializer) session(ctx context.Context) error {
-	if err := m.open(ctx); err != nil {
-		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-			return nil
-		}
-		return err
-	}
-	for {
-		err := m.follow(ctx)
-		var trimmed *bus.TrimmedError
-		switch {
-		case errors.As(err, &trimmed):
-			if err := m.skipTo(ctx, trimmed.First); err != nil {
-				return err
-			}
-			continue
-		case errors.Is(err, bus.ErrIncarnation):
-			if err := m.commit(ctx); err != nil {
-				return err
-			}
-			return errRestart
-		case ctx.Err() != nil && errors.Is(err, ctx.Err()):
-			return m.lastCommit()
-		}
-		return err
-	}
-}
-
-// open claims the lake and subscribes at its position.
-func (m *Materializer) open(ctx context.Context) error {
+func (m *Materializer) run(ctx context.Context) error {
 	names := make([]string, len(table.Names))
 	for i, n := range table.Names {
 		names[i] = string(n)
 	}
-	l, err := commitlog.OpenLog(m.o.Lake, commitlog.Options{Tables: names, Logger: m.log, Check: m.o.check})
+	lake, err := commitlog.OpenLog(m.o.Lake, commitlog.Options{Tables: names, Logger: m.log, Check: m.o.check})
 	if err != nil {
 		return err
 	}
-	w, err := l.Claim(ctx, 0)
+	if lake.Version() == 0 { // its first entry gives the lake its name
+		if m.first, err = lake.Claim(ctx, 0); err != nil {
+			return err
+		}
+	}
+	m.lake.Store(lake)
+	m.metrics.version.Set(float64(lake.Version()))
+	member, err := group.New(group.Options{Bus: m.o.Bus, Kind: "materializer", Name: m.groupName(lake),
+		Period: m.o.Heartbeat, Settle: m.o.Settle, Positions: m.positions, Logger: m.log, Registerer: m.o.Registerer})
 	if err != nil {
 		return err
 	}
-	swept, err := l.Sweep()
-	if err != nil {
-		return err
-	}
-	m.lake, m.writer, m.lookup = l, w, newLookup(m.o.Lake, l)
-	m.metrics.swept.Add(float64(swept))
-	m.metrics.version.Set(float64(l.Version()))
-	if m.chains, err = newChains(w.Start(), m.lookup.inTable, m.o.now); err != nil {
-		return err
-	}
-	source, err := m.start(ctx, w.Start().Source)
-	if err != nil {
-		return err
-	}
-	m.pending = newPending(source)
-	m.committed.Store(source.Next)
-	return m.subscribe(ctx)
+	m.member.Store(member)
+	return member.Run(ctx, func(hold context.Context, partition int, holds func(uint64)) error {
+		return m.hold(ctx, hold, partition, holds)
+	})
 }
 
-// start decides where to read on. When the stream is another one than that of the
-// table, or ends before the table's position, it is read from its start: the
-// chains still know which rows the table has.
-func (m *Materializer) start(ctx context.Context, s commitlog.Source) (commitlog.Source, error) {
-	info, err := m.o.Bus.Info(ctx, 0)
-	if err != nil {
-		return s, err
+// groupName is the same for all materializers of a lake, wherever its folder is
+// mounted.
+func (m *Materializer) groupName(lake *commitlog.Log) string {
+	if name := lake.Lake(); name != "" {
+		return name
 	}
-	here := commitlog.Source{Stream: info.Name, Incarnation: info.Incarnation, Next: info.First}
+	name, err := filepath.Abs(m.o.Lake)
+	if err != nil {
+		name = m.o.Lake
+	}
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(name))) // the log lost its first entry
+}
+
+// hold works on a partition until hold ends, or ctx does, which ends the process.
+func (m *Materializer) hold(ctx, hold context.Context, partition int, holds func(uint64)) error {
+	p := m.newPart(partition)
+	m.mu.Lock()
+	m.parts[partition] = p
+	m.mu.Unlock()
+	m.working.Add(1)
+	err := p.run(hold, holds)
+	m.mu.Lock()
+	delete(m.parts, partition)
+	m.mu.Unlock()
+	m.working.Add(-1)
+	m.metrics.lag.DeleteLabelValues(strconv.Itoa(partition))
 	switch {
-	case s.Incarnation == "":
-		return here, nil
-	case s.Incarnation == info.Incarnation && s.Next <= info.Last+1:
-		s.Stream = info.Name
-		return s, nil
+	case errors.Is(err, commitlog.ErrFenced):
+		return fmt.Errorf("%w: %w", group.ErrFenced, err)
+	case err != nil && hold.Err() != nil && ctx.Err() == nil:
+		p.log.Warn("a partition was given up without a last commit; who has it now reads the rest again", "error", err)
+		return nil
 	}
-	if m.announced != info.Incarnation {
-		m.announced = info.Incarnation
-		m.metrics.recreated.Inc()
-		m.log.Warn("the stream is not the one that the table was made from, or it was cut: reading it from its start; "+
-			"rows that the table has are dropped", "stream", info.Name, "table_incarnation", s.Incarnation,
-			"incarnation", info.Incarnation, "table_position", s.Next, "last", info.Last)
-	}
-	return here, nil
+	return err
 }
 
-func (m *Materializer) subscribe(ctx context.Context) error {
-	if m.sub != nil {
-		m.sub.Close()
-		m.sub = nil
+// share is what one of the partitions of this process gets of a bound.
+func (m *Materializer) share(bound int64) int64 { return bound / m.working.Load() }
+
+// sweeps has the leftovers of dead writers removed once for all claims that were made
+// before.
+type sweeps struct {
+	claims atomic.Uint64
+	mu     sync.Mutex // held while the folders are read
+	swept  uint64     // claims that the last sweep knew of
+}
+
+// sweep is called after a claim. Leftovers that stay do no harm.
+func (m *Materializer) sweep() {
+	own := m.sweeps.claims.Add(1)
+	m.sweeps.mu.Lock()
+	defer m.sweeps.mu.Unlock()
+	if m.sweeps.swept >= own {
+		return
 	}
-	sub, err := m.o.Bus.Subscribe(ctx, bus.SubscribeOptions{From: m.pending.source.Next,
-		Incarnation: m.pending.source.Incarnation})
+	known := m.sweeps.claims.Load()
+	n, err := m.lake.Load().Sweep()
+	m.metrics.swept.Add(float64(n))
 	if err != nil {
-		return err
+		m.log.Warn("remove what dead writers left behind", "error", err)
 	}
-	m.sub = sub
-	return nil
-}
-
-// skipTo goes on behind messages that were trimmed away before they were read.
-func (m *Materializer) skipTo(ctx context.Context, first uint64) error {
-	p := m.pending
-	lost := first - min(first, p.source.Next)
-	m.metrics.trimmed.Add(float64(lost))
-	m.log.Error("messages were trimmed from the stream before the table had them: their rows are lost", "first",
-		p.source.Next, "messages", lost)
-	p.totals.Trimmed += lost
-	p.source.Next, p.moved = first, true
-	return m.subscribe(ctx)
-}
-
-// follow reads and commits until an error, of ctx for example.
-func (m *Materializer) follow(ctx context.Context) error {
-	for {
-		next, cancel := context.WithDeadline(ctx, m.pending.due(m.o.CommitInterval))
-		d, err := m.sub.Next(next)
-		cancel()
-		switch {
-		case err == nil:
-			if err := m.take(d); err != nil {
-				return err
-			}
-			if m.pending.bytes < m.o.CommitBytes && m.pending.rows < maxPendingRows &&
-				m.pending.messages < maxPendingMessages && time.Now().Before(m.pending.due(m.o.CommitInterval)) {
-				continue
-			}
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case !errors.Is(err, context.DeadlineExceeded):
-			return err
-		}
-		if err := m.commit(ctx); err != nil {
-			return err
-		}
-		m.trim(ctx)
-	}
+	m.sweeps.swept = known
 }

@@ -13,12 +13,13 @@ type metrics struct {
 	failures, trimmed, recreated, lookups        prometheus.Counter
 	shrunk, swept                                prometheus.Counter
 	stored, files, bytes                         *prometheus.CounterVec
-	lag, chains, version                         prometheus.Gauge
+	version                                      prometheus.Gauge
+	lag                                          *prometheus.GaugeVec
 	commits                                      prometheus.Histogram
 }
 
-// newMetrics registers all metrics. oldest is asked at each scrape.
-func newMetrics(r prometheus.Registerer, oldest func() float64) *metrics {
+// newMetrics registers all metrics. oldest and chains are asked at each scrape.
+func newMetrics(r prometheus.Registerer, oldest, chains func() float64) *metrics {
 	counter := func(name string) prometheus.Counter {
 		c := catalogue.NewCounter(name)
 		r.MustRegister(c)
@@ -28,11 +29,6 @@ func newMetrics(r prometheus.Registerer, oldest func() float64) *metrics {
 		c := catalogue.NewCounterVec(name)
 		r.MustRegister(c)
 		return c
-	}
-	gauge := func(name string) prometheus.Gauge {
-		g := catalogue.NewGauge(name)
-		r.MustRegister(g)
-		return g
 	}
 	m := &metrics{
 		messages:    counter("sonde_materializer_messages_total"),
@@ -48,20 +44,31 @@ func newMetrics(r prometheus.Registerer, oldest func() float64) *metrics {
 		stored:      byTable("sonde_materializer_rows_stored_total"),
 		files:       byTable("sonde_lake_files_total"),
 		bytes:       byTable("sonde_lake_bytes_total"),
-		lag:         gauge("sonde_materializer_lag_messages"),
-		chains:      gauge("sonde_materializer_chains"),
-		version:     gauge("sonde_lake_version"),
+		version:     catalogue.NewGauge("sonde_lake_version"),
+		lag:         catalogue.NewGaugeVec("sonde_materializer_lag_messages"),
 		commits:     catalogue.NewHistogram("sonde_materializer_commit_seconds", prometheus.ExponentialBuckets(0.002, 2, 15)),
 	}
-	r.MustRegister(m.commits, catalogue.NewGaugeFunc("sonde_materializer_oldest_uncommitted_seconds", oldest))
+	r.MustRegister(m.version, m.lag, m.commits, catalogue.NewGaugeFunc("sonde_materializer_chains", chains),
+		catalogue.NewGaugeFunc("sonde_materializer_oldest_uncommitted_seconds", oldest))
 	return m
 }
 
 // oldestAge is the age of the oldest uncommitted message in seconds.
 func (m *Materializer) oldestAge() float64 {
-	at := m.oldest.Load()
-	if at == 0 {
-		return 0
+	age := 0.0
+	for _, p := range m.held() {
+		if at := p.oldest.Load(); at != 0 {
+			age = max(age, time.Since(time.Unix(0, at)).Seconds())
+		}
 	}
-	return max(0, time.Since(time.Unix(0, at)).Seconds())
+	return age
+}
+
+// chainCount is how many chains have their state in memory.
+func (m *Materializer) chainCount() float64 {
+	n := int64(0)
+	for _, p := range m.held() {
+		n += p.chainsHeld.Load()
+	}
+	return float64(n)
 }

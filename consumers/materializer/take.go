@@ -12,17 +12,17 @@ import (
 
 // take reads one message. A message that cannot be read goes to the dead letters
 // and never stops the stream; errors are those of the lake.
-func (m *Materializer) take(d bus.Delivery) error {
-	m.metrics.messages.Inc()
-	m.pending.read(d.Seq)
-	m.oldest.CompareAndSwap(0, d.Stored.UnixNano()) // finish sets 0 in this goroutine
+func (p *part) take(d bus.Delivery) error {
+	p.metrics.messages.Inc()
+	p.pending.read(d.Seq)
+	p.oldest.CompareAndSwap(0, d.Stored.UnixNano()) // finish sets 0 in this goroutine
 	msg, err := decode(d.Data)
 	if err != nil {
-		return m.bury(d, err)
+		return p.bury(d, err)
 	}
-	stored, err := m.store(msg)
+	stored, err := p.store(msg)
 	if stored > 0 {
-		m.pending.bytes += int64(len(d.Data))
+		p.pending.bytes += int64(len(d.Data))
 	}
 	return err
 }
@@ -37,13 +37,13 @@ func decode(data []byte) (*table.Message, error) {
 
 // store adds the rows of a message that the table does not have, and marks all of
 // them as seen, with everything since the message before it in its chain.
-func (m *Materializer) store(msg *table.Message) (stored int, err error) {
+func (p *part) store(msg *table.Message) (stored int, err error) {
 	h := &msg.Header
-	chain, err := m.chains.of(h.Chain())
+	chain, err := p.chains.of(h.Chain())
 	if err != nil {
 		return 0, err
 	}
-	inTable, err := m.askTable(chain, msg)
+	inTable, err := p.askTable(chain, msg)
 	if err != nil {
 		return 0, err
 	}
@@ -56,7 +56,7 @@ func (m *Materializer) store(msg *table.Message) (stored int, err error) {
 					run++
 				}
 				if run > 0 {
-					m.pending.add(msg, at+int(first-s.First)+from, run)
+					p.pending.add(msg, at+int(first-s.First)+from, run)
 					stored += run
 				}
 				from += run + 1 // behind a row that the table has
@@ -64,21 +64,21 @@ func (m *Materializer) store(msg *table.Message) (stored int, err error) {
 		})
 		at += int(s.Rows)
 	}
-	m.metrics.duplicates.Add(float64(msg.Len() - stored))
-	m.pending.totals.Duplicates += uint64(msg.Len() - stored)
+	p.metrics.duplicates.Add(float64(msg.Len() - stored))
+	p.pending.totals.Duplicates += uint64(msg.Len() - stored)
 	from := h.First()
 	if h.Prev.Less(from) {
 		from = h.Prev
 	}
 	chain.add(from, h.Last())
 	if stored > 0 && h.Kind == schema.KindLedger {
-		m.noteClosed(msg)
+		p.noteClosed(msg)
 	}
 	return stored, nil
 }
 
 // askTable asks the table about rows that the chain may have forgotten.
-func (m *Materializer) askTable(c *chain, msg *table.Message) (map[schema.Cursor]bool, error) {
+func (p *part) askTable(c *chain, msg *table.Message) (map[schema.Cursor]bool, error) {
 	if c.ask == askNothing || c.ask == askBelow && !msg.Header.First().Less(c.top()) {
 		return nil, nil
 	}
@@ -89,17 +89,17 @@ func (m *Materializer) askTable(c *chain, msg *table.Message) (map[schema.Cursor
 	if !unseen {
 		return nil, nil
 	}
-	m.metrics.lookups.Inc()
-	return m.lookup.stored(msg)
+	p.metrics.lookups.Inc()
+	return p.lookup.stored(msg)
 }
 
 // noteClosed remembers an epoch that ended.
-func (m *Materializer) noteClosed(msg *table.Message) {
+func (p *part) noteClosed(msg *table.Message) {
 	for i := range msg.Len() {
 		if msg.Ledger(i).Fact == schema.FactClosed {
 			id := msg.Header.Epoch
-			if e := m.chains.byEpoch[id]; !e.closed && !slices.Contains(m.pending.closed, id) {
-				m.pending.closed = append(m.pending.closed, id)
+			if e := p.chains.byEpoch[id]; !e.closed && !slices.Contains(p.pending.closed, id) {
+				p.pending.closed = append(p.pending.closed, id)
 			}
 		}
 	}
@@ -115,18 +115,24 @@ const (
 
 // bury puts a message that cannot be decoded into the dead letters, counts it, and
 // names its rows in the ledger when its header can be read.
-func (m *Materializer) bury(d bus.Delivery, why error) error {
-	kept, err := m.dead.put(m.pending.source.Incarnation, d, why)
-	m.metrics.deadLetters.Inc()
-	if !kept {
-		m.metrics.discarded.Inc()
+func (p *part) bury(d bus.Delivery, why error) error {
+	incarnation := p.pending.source.Incarnation
+	if p.partition > 0 {
+		incarnation += fmt.Sprintf(" partition %d", p.partition)
 	}
-	m.log.Warn("message cannot be decoded", "position", d.Seq, "subject", d.Subject, "error", why, "kept", kept,
+	p.burying.Lock()
+	kept, err := p.dead.put(incarnation, d, why)
+	p.burying.Unlock()
+	p.metrics.deadLetters.Inc()
+	if !kept {
+		p.metrics.discarded.Inc()
+	}
+	p.log.Warn("message cannot be decoded", "position", d.Seq, "subject", d.Subject, "error", why, "kept", kept,
 		"keep_error", err)
-	m.pending.totals.DeadLetters++
-	if len(m.pending.letter) < maxLettersPerCommit {
+	p.pending.totals.DeadLetters++
+	if len(p.pending.letter) < maxLettersPerCommit {
 		reason := why.Error()
-		m.pending.letter = append(m.pending.letter, commitlog.DeadLetter{Position: d.Seq,
+		p.pending.letter = append(p.pending.letter, commitlog.DeadLetter{Position: d.Seq,
 			Reason: reason[:min(len(reason), maxLetterReasonBytes)]})
 	}
 	h, err := schema.DecodeHeader(d.Data)
@@ -136,15 +142,15 @@ func (m *Materializer) bury(d bus.Delivery, why error) error {
 	for _, fact := range deadFacts(h, kept) {
 		msg, err := decode(fact)
 		if err != nil {
-			m.log.Warn("rows of a dead letter cannot be named in the ledger", "position", d.Seq, "error", err)
+			p.log.Warn("rows of a dead letter cannot be named in the ledger", "position", d.Seq, "error", err)
 			return nil
 		}
-		stored, err := m.store(msg)
+		stored, err := p.store(msg)
 		if err != nil {
 			return err
 		}
 		if stored > 0 {
-			m.pending.bytes += int64(len(fact))
+			p.pending.bytes += int64(len(fact))
 		}
 	}
 	return nil

@@ -199,7 +199,7 @@ func (l *filled) materialize(ctx context.Context) (sample, error) {
 	l.runs++
 	l.lake = filepath.Join(l.dir, fmt.Sprintf("lake-%d", l.runs))
 	m, err := materializer.New(materializer.Options{Bus: l.bus, Lake: l.lake, CommitInterval: 10 * time.Second,
-		CommitBytes: l.commitBytes, RetainBytes: 1 << 40})
+		CommitBytes: l.commitBytes, RetainBytes: 1 << 40, Settle: -1}) // alone
 	if err != nil {
 		return sample{}, err
 	}
@@ -208,7 +208,7 @@ func (l *filled) materialize(ctx context.Context) (sample, error) {
 	done := make(chan error, 1)
 	cpu, began := processCPU(), time.Now()
 	go func() { done <- m.Run(ctx) }()
-	for m.Committed() < l.next {
+	for m.Committed(0).Next < l.next {
 		select {
 		case err := <-done:
 			return sample{}, errors.Join(errors.New("the materializer ended before the end of the stream"), err)

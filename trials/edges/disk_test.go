@@ -87,7 +87,7 @@ func (r *rig) lakeWaits(reason string) {
 	})
 	before := r.acknowledged()
 	r.await("rows on the bus", func() bool { return r.acknowledged() > before+500 })
-	r.await("lag", func() bool { return r.agent()["sonde_materializer_lag_messages"] > 0 })
+	r.await("lag", func() bool { return r.agent()[`sonde_materializer_lag_messages{partition="0"}`] > 0 })
 	if r.lines("commit failed; it is tried again") == 0 {
 		r.Error("the log does not say that a commit failed")
 	}

@@ -189,25 +189,31 @@ func (p *Pipeline) drain(ctx context.Context, hopeless func() string) error {
 	if p.lake == nil {
 		return nil
 	}
-	info, err := p.bus.Info(ctx, 0)
-	if err != nil {
-		return fmt.Errorf("drain: ask the bus for its last position: %w", err)
-	}
-	if info.Last == 0 { // Nothing was ever published.
-		return nil
-	}
-	why := ""
-	err = p.await(ctx, func() bool {
-		why = hopeless()
-		return why != "" || p.lake.Committed() > info.Last
-	})
-	if err == nil && why != "" {
-		err = errors.New(why)
-	}
-	if err != nil {
-		return fmt.Errorf("drain: the dataset is at position %d and the stream at %d: %w", p.lake.Committed(), info.Last, err)
+	for partition := range p.bus.Partitions() {
+		info, err := p.bus.Info(ctx, partition)
+		if err != nil {
+			return fmt.Errorf("drain: ask the bus for its last position: %w", err)
+		}
+		why := ""
+		err = p.await(ctx, func() bool {
+			why = hopeless()
+			return why != "" || p.stored(info)
+		})
+		if err == nil && why != "" {
+			err = errors.New(why)
+		}
+		if err != nil {
+			return fmt.Errorf("drain: the dataset is at position %d of partition %d and the stream at %d: %w",
+				p.lake.Committed(partition).Next, partition, info.Last, err)
+		}
 	}
 	return nil
+}
+
+// stored reports whether the dataset has all of a partition, whichever process wrote it.
+func (p *Pipeline) stored(info bus.StreamInfo) bool {
+	at := p.lake.Committed(info.Partition)
+	return info.Last == 0 || at.Incarnation == info.Incarnation && at.Next > info.Last // 0: nothing was ever published
 }
 
 // await waits until something holds, a role fails, or ctx ends.
