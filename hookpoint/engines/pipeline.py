@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nats
 import numpy as np
 from suite import Row
 
@@ -54,3 +57,17 @@ def rows_of(lake: sonde.Lake, epoch: str) -> Iterator[Row]:
             yield Row(*(r[c] for c in columns), values)
     for r in lake.table("tokens", columns=[*columns, "token_id"], epoch=epoch).to_pylist():
         yield Row(*(r[c] for c in columns), np.array([r["token_id"]], np.int32))
+
+
+def abort(run: Pipeline, epoch: str, engine: str, number: int, position: int) -> str:
+    """Ask for the end of a sequence as a detector does, over the bus; give the outcome."""
+    command = {"epoch": epoch, "number": number, "sample": 0, "engine_id": "", "position": position,
+               "expires_wall_ns": time.time_ns() + 60 * 10**9, "alert_id": "a"}  # fmt: skip
+
+    async def ask() -> str:
+        client = await nats.connect(run.url)
+        answer = await client.request(f"sonde.cmd.default.{engine}.0.abort", json.dumps(command).encode(), timeout=20)
+        await client.close()
+        return str(json.loads(answer.data)["outcome"])
+
+    return asyncio.run(ask())
