@@ -216,7 +216,7 @@ func TestThePageIsMeasured(t *testing.T) {
 	}
 	b := &bench{runs: 1, binary: binary, python: findPython(), model: "models/trilingual", dir: dir,
 		rand: rand.New(rand.NewPCG(1, 1)), progress: fleet.NewProgressOn(os.Stderr),
-		sizes: sizes{wireBytes: 2 << 20, growBytes: 1 << 20,
+		sizes: sizes{wireBytes: 2 << 20, growBytes: 1 << 20, kafkaBytes: 4 << 20, paced: 10,
 			lakeBytes: 2 << 20, verdictFor: time.Second, fillSteps: 32, messageBytes: []int{64 << 10}}}
 	var out bytes.Buffer
 	results := filepath.Join(dir, "deep", "results.jsonl")

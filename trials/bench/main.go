@@ -22,7 +22,7 @@ import (
 
 const help = `Measure each part of Sonde against something bare that does the same work, and print one page.
 
-  make bench                       all of it, in about seven minutes on two cores
+  make bench                       all of it, in about twelve minutes on two cores
   go run ./trials/bench -only c    one section; -only ab two of them
   go run ./trials/bench -runs 15   more rounds: narrower ranges
 
@@ -33,6 +33,7 @@ Sections:
   d  tensor to verdict           p50 and p99, idle and under load
   e  CPU and memory of the agent during b
   f  cost of a row               for 1, 4, 16 ranks and 8, 64, 256 hooks
+  g  ring to Kafka, to Arrow     against bare kafka-go and franz-go clients; needs java and make kafka
 
 In each section the compared arms take turns in random order, once a round. A ratio is the median
 of the rounds with their range behind it; "noise" is how far two arms that do the same are apart.
@@ -63,6 +64,8 @@ type bench struct {
 type sizes struct {
 	wireBytes    int           // payload of one run of b
 	growBytes    int           // payload of one run of f
+	kafkaBytes   int           // payload of one run of g
+	paced        int           // messages of its latency, at most pacedMessages
 	lakeBytes    int           // payload of one run of c
 	verdictFor   time.Duration // one run of d
 	fillSteps    int           // steps of one run of a
@@ -70,7 +73,8 @@ type sizes struct {
 }
 
 func fullSizes() sizes {
-	return sizes{wireBytes: 192 << 20, growBytes: 64 << 20, lakeBytes: 24 << 20, verdictFor: 8 * time.Second,
+	return sizes{wireBytes: 192 << 20, growBytes: 64 << 20, kafkaBytes: 64 << 20,
+		paced: pacedMessages, lakeBytes: 24 << 20, verdictFor: 8 * time.Second,
 		fillSteps: 64, messageBytes: []int{64 << 10, 1 << 20}}
 }
 
@@ -85,6 +89,7 @@ var parts = []struct {
 	{"d", (*bench).tensorToVerdict},
 	{"e", (*bench).agentCost},
 	{"f", (*bench).growth},
+	{"g", (*bench).ringToKafka},
 }
 
 func main() {
@@ -138,8 +143,8 @@ func checkFlags(flags *flag.FlagSet, only string, runs int) error {
 		return fmt.Errorf("-runs %d: want 1 to 1000", runs)
 	}
 	for _, letter := range only {
-		if !strings.ContainsRune("abcdef", letter) {
-			return fmt.Errorf("-only %s: there is no section %q; they are a to f", only, letter)
+		if !strings.ContainsRune("abcdefg", letter) {
+			return fmt.Errorf("-only %s: there is no section %q; they are a to g", only, letter)
 		}
 	}
 	return nil

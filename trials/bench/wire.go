@@ -21,6 +21,7 @@ import (
 type wire struct {
 	bus, agent *fleet.Process
 	socket     string
+	forget     func(ctx context.Context) error // what the stream holds
 	nc         *nats.Conn
 	js         jetstream.JetStream
 	runs       int
@@ -55,6 +56,7 @@ func (b *bench) newWire(ctx context.Context, sync string, batchBytes int) (w *wi
 		return nil, err
 	}
 	w = &wire{socket: socketPath()}
+	w.forget = w.empty
 	file := filepath.Join(dir, "sonde.yaml")
 	text := fmt.Sprintf(wireConfig, dir, address, sync, w.socket, batchBytes, inflightBytes)
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
@@ -140,7 +142,7 @@ const drainTimeout = 2 * time.Minute
 func (w *wire) ours(ctx context.Context, s shape, ranks, steps int) (sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
-	if err := w.empty(ctx); err != nil {
+	if err := w.forget(ctx); err != nil {
 		return sample{}, err
 	}
 	var sources []*source
