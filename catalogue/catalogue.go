@@ -181,7 +181,7 @@ var Sections = []Section{
 		{"sonde_detector_breaker_open", gauge, []Label{{Name: "detector"}},
 			"1 when too large a share of requests was to be stopped: alerts go on, aborts do not"},
 		{"sonde_detector_samples", gauge, nil, "samples of requests whose state is held"},
-		{"sonde_detector_evictions_total", counter, []Label{{"reason", []string{"ended", "idle", "full"}}},
+		{"sonde_detector_evictions_total", counter, []Label{{"reason", []string{"ended", "idle", "full", "moved"}}},
 			"states of samples forgotten"},
 		{"sonde_detector_stream_events_total", counter, []Label{{"event", []string{"gap", "trimmed",
 			"recreated", "undecodable", "forged", "unheard"}}},

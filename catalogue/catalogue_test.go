@@ -22,7 +22,7 @@ func TestTheMetricsPageIsThatOfTheCatalogue(t *testing.T) {
 // stateNames end in no unit, since they hold no quantity: 1 or 0, or a version.
 var stateNames = map[string]bool{"sonde_bus_connected": true, "sonde_bus_store_failed": true,
 	"sonde_engine_ring_attached": true, "sonde_detector_ready": true, "sonde_detector_breaker_open": true,
-	"sonde_lake_version": true}
+	"sonde_lake_version": true, "sonde_spool_failed": true}
 
 // units of gauges that count things.
 var units = regexp.MustCompile(`_(bytes|seconds|messages|rows|records|descriptors|files|ranks|chains|samples|members|partitions|` +

@@ -10,14 +10,15 @@ import (
 
 // words lists the values of keys that take one of a few words.
 var words = map[string][]string{
-	"bus.embedded.sync": {"always", "interval"},
-	"bus.kafka.sasl":    {"none", "plain", "scram-sha-256", "scram-sha-512"},
-	"agent.wait":        {"poll", "event"},
-	"policy.mode":       {"complete", "best_effort"},
-	"policy.rules[].as": {"tensor", "stats"},
-	"detectors[].mode":  {"shadow", "alert", "enforce"},
-	"log.level":         {"debug", "info", "warn", "error"},
-	"log.format":        {"text", "json"},
+	"bus.embedded.sync":     {"always", "interval"},
+	"bus.kafka.sasl":        {"none", "plain", "scram-sha-256", "scram-sha-512"},
+	"agent.wait":            {"poll", "event"},
+	"agent.spool.when_full": {"by_mode", "drop_newest", "drop_oldest", "wait"},
+	"policy.mode":           {"complete", "best_effort"},
+	"policy.rules[].as":     {"tensor", "stats"},
+	"detectors[].mode":      {"shadow", "alert", "enforce"},
+	"log.level":             {"debug", "info", "warn", "error"},
+	"log.format":            {"text", "json"},
 }
 
 // ranges holds the smallest and the largest value of whole numbers.
@@ -27,6 +28,8 @@ var ranges = map[string][2]int{
 	"bus.kafka.replicas":              {0, 100},
 	"bus.kafka.min_insync_replicas":   {0, 100},
 	"agent.linger_ms":                 {1, 60_000},
+	"agent.spool.after_ms":            {10, 600_000},
+	"agent.spool.sync_interval_ms":    {1, 10_000},
 	"policy.rules[].stride":           {1, 1_000_000},
 	"policy.rules[].priority":         {-1_000_000, 1_000_000},
 	"materializer.commit_interval_ms": {10, 3_600_000},

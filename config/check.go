@@ -69,6 +69,15 @@ func (w *walk) checkAgent(a Agent) {
 	w.least("agent.inflight_bytes", int64(a.InflightBytes), int64(a.BatchBytes))
 	w.required("agent.dead_letter.dir", a.DeadLetter.Dir)
 	w.least("agent.dead_letter.max_bytes", int64(a.DeadLetter.MaxBytes), 0)
+	w.oneOf("agent.spool.when_full", a.Spool.WhenFull)
+	w.between("agent.spool.after_ms", a.Spool.AfterMS)
+	w.between("agent.spool.sync_interval_ms", a.Spool.SyncIntervalMS)
+	w.least("agent.spool.sync_bytes", int64(a.Spool.SyncBytes), 64<<10)
+	// What the bus has in its hands when it goes away cannot be discarded.
+	if least := 2 * a.InflightBytes; a.Spool.MaxBytes > 0 && a.Spool.MaxBytes < least {
+		w.wrong("agent.spool.max_bytes", fmt.Sprintf("too small; write at least %s, twice agent.inflight_bytes, or 0 for no "+
+			"spool", least))
+	}
 }
 
 func (w *walk) checkRule(path string, r Rule) {
@@ -171,8 +180,17 @@ func (w *walk) ownFolders(c Config) {
 	if lake == store {
 		w.wrong("materializer.lake", "the folder of bus.embedded.store_dir too; write another one")
 	}
-	for key, dir := range map[string]string{"agent.dead_letter.dir": c.Agent.DeadLetter.Dir,
-		"materializer.dead_letter_dir": c.Materializer.DeadLetterDir} {
+	folders := map[string]string{"agent.dead_letter.dir": c.Agent.DeadLetter.Dir,
+		"materializer.dead_letter_dir": c.Materializer.DeadLetterDir}
+	if dir := c.Agent.SpoolDir(); dir != "" {
+		for _, other := range []string{"agent.dead_letter.dir", "materializer.dead_letter_dir"} {
+			if filepath.Clean(dir) == filepath.Clean(folders[other]) {
+				w.wrong("agent.spool.dir", fmt.Sprintf("the folder of %s too; write another one", other))
+			}
+		}
+		folders["agent.spool.dir"] = dir
+	}
+	for key, dir := range folders {
 		switch filepath.Clean(dir) {
 		case lake:
 			w.wrong(key, "the folder of materializer.lake too; write another one")

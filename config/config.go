@@ -5,6 +5,7 @@ package config
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 )
 
@@ -88,6 +89,28 @@ type Agent struct {
 	BatchBytes    Size       `yaml:"batch_bytes"`
 	InflightBytes Size       `yaml:"inflight_bytes"`
 	DeadLetter    DeadLetter `yaml:"dead_letter"`
+	Spool         Spool      `yaml:"spool"`
+}
+
+// SpoolDir is the folder of the spool, empty when there is none.
+func (a Agent) SpoolDir() string {
+	switch {
+	case a.Spool.MaxBytes == 0:
+		return ""
+	case a.Spool.Dir == "":
+		return filepath.Join(a.DeadLetter.Dir, "spool")
+	}
+	return a.Spool.Dir
+}
+
+// Spool is the bounded folder for messages while the bus is away.
+type Spool struct {
+	Dir            string `yaml:"dir"`       // empty: spool, in the folder of the agent's dead letters
+	MaxBytes       Size   `yaml:"max_bytes"` // 0: no spool
+	WhenFull       string `yaml:"when_full"` // by_mode | drop_oldest | drop_newest | wait
+	AfterMS        int    `yaml:"after_ms"`
+	SyncBytes      Size   `yaml:"sync_bytes"`
+	SyncIntervalMS int    `yaml:"sync_interval_ms"`
 }
 
 // DeadLetter is the bounded folder for messages that the bus can never take.
@@ -162,7 +185,8 @@ func Default() Config {
 		Bus: Bus{Stream: "SONDE", Partitions: 1, Embedded: Embedded{StoreDir: "data/bus", Listen: "127.0.0.1:4222", Sync: "always",
 			MaxBytes: 8 << 30, RetainBytes: 1 << 30}, Kafka: Kafka{MaxBytes: 8 << 30, RetainBytes: 1 << 30, SASL: "none"}},
 		Agent: Agent{Socket: "data/sonde.sock", Wait: "poll", LingerMS: 250, BatchBytes: 256 << 10,
-			InflightBytes: 64 << 20, DeadLetter: DeadLetter{Dir: "data/dead-letter/agent", MaxBytes: 256 << 20}},
+			InflightBytes: 64 << 20, DeadLetter: DeadLetter{Dir: "data/dead-letter/agent", MaxBytes: 256 << 20},
+			Spool: Spool{MaxBytes: 1 << 30, WhenFull: "by_mode", AfterMS: 1000, SyncBytes: 4 << 20, SyncIntervalMS: 50}},
 		Policy: Policy{Mode: "best_effort", Rules: []Rule{
 			{Name: "residual stream", Hooks: []string{"resid_post", "token_ids"}, Layers: AllLayers(),
 				Window: Window{Prompt: "all", Decode: "all"}, As: "tensor", Stride: 1}}},

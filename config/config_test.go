@@ -241,7 +241,7 @@ func TestAnUnknownKeyNamesTheNearest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for key, want := range map[string]string{"lingre_ms": "agent.linger_ms", "max_byte": "bus.embedded.max_bytes, or ",
+	for key, want := range map[string]string{"lingre_ms": "agent.linger_ms", "max_byte": "bus.embedded.max_bytes",
 		"agent.deadletter.dir": "agent.dead_letter.dir", "polcy.mode": "policy.mode"} {
 		if _, err := Explain(string(page), key); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v; want %s", key, err, want)

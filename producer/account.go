@@ -130,6 +130,14 @@ func (a *account) droppedInFlight(reason string, rows uint64) {
 	a.mu.Unlock()
 }
 
+// handOver gives rows in flight to another account.
+func (a *account) handOver(rows uint64) {
+	a.mu.Lock()
+	a.leave(rows)
+	a.c.Captured -= rows
+	a.mu.Unlock()
+}
+
 func (a *account) leave(rows uint64) {
 	if rows > a.c.InFlight {
 		panic(fmt.Sprintf("BUG: %d rows leave and %d are in flight", rows, a.c.InFlight))

@@ -7,6 +7,7 @@ import (
 
 	"sonde/bus"
 	"sonde/schema"
+	"sonde/spool"
 )
 
 // message is a published batch that is not acknowledged.
@@ -17,7 +18,10 @@ type message struct {
 	data     []byte
 	id       string
 	subject  string
+	runs     []spool.Run // of rows, by priority
+	barrier  bool        // nothing may be stored behind it that was published before
 	answered bool
+	spooled  bool  // the answer came from the spool, which keeps data
 	err      error // of the answer
 }
 
@@ -34,13 +38,14 @@ type ackQueue struct {
 
 // answer is what the bus said about a message.
 type answer struct {
-	m   *message
-	err error
+	m       *message
+	spooled bool
+	err     error
 }
 
-func (q *ackQueue) put(m *message, err error) {
+func (q *ackQueue) put(a answer) {
 	q.mu.Lock()
-	q.done = append(q.done, answer{m, err})
+	q.done = append(q.done, a)
 	q.mu.Unlock()
 	select {
 	case q.signal <- struct{}{}:
@@ -69,11 +74,30 @@ func (r *rank) publish(m *message) {
 	m.c.sent = append(m.c.sent, m)
 	m.c.e.inflight++
 	r.agent.counters.publish(m.c.key.kind, size)
-	err := r.agent.o.Bus.Publish(r.ctx, bus.Message{Subject: m.subject, ID: m.id, Data: m.data},
-		func(_ uint64, err error) { r.acks.put(m, err) })
-	if err != nil {
+	r.unanswered.Add(1)
+	if err := r.send(m, bus.Message{Subject: m.subject, ID: m.id, Data: m.data}); err != nil {
+		r.unanswered.Done()
 		r.failed = fmt.Errorf("publish to %s: %w", m.subject, err)
 	}
+}
+
+// send gives a message to the bus, or to the spool before it.
+func (r *rank) send(m *message, out bus.Message) error {
+	if r.agent.spool == nil {
+		return r.agent.o.Bus.Publish(r.ctx, out, func(_ uint64, err error) {
+			r.acks.put(answer{m: m, err: err})
+			r.unanswered.Done()
+		})
+	}
+	return r.agent.spool.Publish(r.ctx, spool.Message{Message: out, Owner: r.owner, Rows: m.runs, Barrier: m.barrier},
+		func(seq uint64, err error) {
+			spooled := seq == 0 && err == nil
+			if spooled {
+				r.agent.spooled(r, m.rows)
+			}
+			r.acks.put(answer{m, spooled, err})
+			r.unanswered.Done()
+		})
 }
 
 // waitForAcks waits until at most most bytes are in flight, or the bus gave up.
@@ -107,7 +131,7 @@ func (r *rank) takeAcks() {
 	r.scratch.acks = r.acks.take(r.scratch.acks[:0])
 	for i, a := range r.scratch.acks {
 		r.scratch.acks[i] = answer{}
-		a.m.answered, a.m.err = true, a.err
+		a.m.answered, a.m.spooled, a.m.err = true, a.spooled, a.err
 		c := a.m.c
 		n := 0
 		for ; n < len(c.sent) && c.sent[n].answered; n++ {
@@ -124,6 +148,9 @@ func (r *rank) book(m *message) {
 	r.inflight -= int64(len(m.data))
 	m.c.e.inflight--
 	switch {
+	case m.spooled:
+		m.data, m.runs = nil, nil
+		r.settle(m)
 	case m.err == nil:
 		r.account.acknowledged(m.rows)
 		r.settle(m)
@@ -143,7 +170,7 @@ func (r *rank) settle(m *message) {
 	if m.c.key.kind == schema.KindVectors {
 		r.buffers.put(m.data, r.agent.inflightShare())
 	}
-	*m = message{groups: m.groups[:0]}
+	*m = message{groups: m.groups[:0], runs: m.runs[:0]}
 	if len(r.freeMessages) < maxFreeMessages {
 		r.freeMessages = append(r.freeMessages, m)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"sonde/ring2"
 	"sonde/schema"
+	"sonde/spool"
 )
 
 // chainKey is a schema.ChainKey within an epoch.
@@ -30,6 +31,8 @@ type chain struct {
 	stats    []schema.StatsRow
 	requests []schema.RequestRow
 	facts    []schema.LedgerRow
+	runs     []spool.Run // of vectors and stats, by priority
+	barrier  bool        // it holds the closed fact
 
 	rows     int
 	bytes    int
@@ -166,6 +169,7 @@ func (e *epoch) factIn(kind int, tenant string, row schema.LedgerRow, g *group) 
 
 func (c *chain) addFact(row schema.LedgerRow, g *group) {
 	c.facts = append(c.facts, row)
+	c.barrier = c.barrier || row.Fact == schema.FactClosed
 	c.added(row.Seq, row.Row, 160+len(row.Request)+len(row.Entries)+len(row.Hook)+len(row.Detail), g)
 }
 
@@ -181,7 +185,7 @@ func (e *epoch) requestRow(tenant string, row schema.RequestRow, g *group) {
 
 // addVector adds a row whose Vec aliases the ring. It fails when the row is not
 // as long as its layout says, which a writer can bring about after the check.
-func (c *chain) addVector(row *schema.VectorRow, g *group) error {
+func (c *chain) addVector(row *schema.VectorRow, priority int, g *group) error {
 	if c.vectors == nil {
 		enc, err := schema.NewVectorEncoder(c.header)
 		if err != nil {
@@ -195,12 +199,23 @@ func (c *chain) addVector(row *schema.VectorRow, g *group) error {
 	if err := c.vectors.Append(*row); err != nil {
 		return err
 	}
+	c.addRun(priority)
 	c.added(row.Seq, row.Row, 64+len(row.Request)+len(row.Vec), g)
 	return nil
 }
 
-func (c *chain) addStats(row schema.StatsRow, g *group) {
+// addRun books the priority of a row.
+func (c *chain) addRun(priority int) {
+	if n := len(c.runs); n > 0 && c.runs[n-1].Priority == int32(priority) {
+		c.runs[n-1].Count++
+		return
+	}
+	c.runs = append(c.runs, spool.Run{Priority: int32(priority), Count: 1})
+}
+
+func (c *chain) addStats(row schema.StatsRow, priority int, g *group) {
 	c.stats = append(c.stats, row)
+	c.addRun(priority)
 	c.added(row.Seq, row.Row, 96+len(row.Request), g)
 }
 
@@ -240,6 +255,8 @@ func (c *chain) flush() {
 	r := c.e.r
 	m := r.newMessage(c)
 	m.groups, c.groups = c.groups, m.groups[:0]
+	m.runs, c.runs = c.runs, m.runs[:0]
+	m.barrier, c.barrier = c.barrier, false
 	for _, g := range m.groups {
 		g.inOpen--
 	}

@@ -290,7 +290,15 @@ func (w *world) start(o Options) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.ctx = ctx
-	w.stop = func() { cancel(); w.tasks.Wait(); w.agent.stopServing() }
+	agent := w.agent
+	w.stop = func() {
+		cancel()
+		w.tasks.Wait()
+		agent.stopServing()
+		if err := agent.Close(); err != nil {
+			w.Error(err)
+		}
+	}
 	w.Cleanup(func() { w.stop() })
 }
 

@@ -53,7 +53,7 @@ type Rule struct {
 	Window   Window
 	As       As  // empty: tensor
 	Stride   int // every Nth position of the window, 0 and 1: all
-	Priority int // under a budget, lower numbers are dropped first
+	Priority int // under a budget and in a full spool, lower numbers are dropped first
 }
 
 // Layers is all layers (and hooks without a layer), or a set of closed ranges.
@@ -147,6 +147,9 @@ func compileRule(r Rule) (compiledRule, error) {
 	}
 	if r.Stride < 1 || r.Stride > math.MaxInt32 {
 		return c, fmt.Errorf("stride = %d; want 1 or more", r.Stride)
+	}
+	if r.Priority < math.MinInt32 || r.Priority > math.MaxInt32 {
+		return c, fmt.Errorf("priority = %d; want a number of 32 bits", r.Priority)
 	}
 	for _, h := range r.Hooks {
 		if _, err := path.Match(h, ""); err != nil {

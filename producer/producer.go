@@ -21,6 +21,7 @@ import (
 	"sonde/bus"
 	"sonde/ring2"
 	"sonde/schema"
+	"sonde/spool"
 )
 
 // Bounds of the agent.
@@ -66,6 +67,7 @@ type Options struct {
 	Live               []HookLayer // batches of these close at the end of each step
 	DeadLetterDir      string      // "": nothing is kept of a refused message
 	DeadLetterMaxBytes int64       // [256 MiB]
+	Spool              SpoolOptions
 	Registerer         prometheus.Registerer
 	Logger             *slog.Logger
 }
@@ -77,6 +79,7 @@ type Agent struct {
 	policy *compiledPolicy
 	budget *budget
 	dead   *deadLetters
+	spool  *spool.Spool // nil: there is none
 	now    func() time.Time
 
 	dyingEngine, longestParting time.Duration // tests shorten them
@@ -87,7 +90,7 @@ type Agent struct {
 	served   map[string]func() // stops, by abort subject
 
 	mu     sync.Mutex          // taken before the locks of accounts
-	before map[rankName]Counts // what ranks that are gone counted
+	before map[rankName]Counts // what ranks that are gone counted, and what is or was in the spool
 	ranks  map[*rank]bool
 	closed []uint64 // epochs, oldest first
 }
@@ -98,7 +101,8 @@ type rankName struct {
 	rank   int
 }
 
-// New checks the options and opens the dead-letter directory.
+// New checks the options and opens the dead-letter directory and the spool, which
+// Close lets go of.
 func New(o Options) (*Agent, error) {
 	if o.Bus == nil {
 		return nil, errors.New("producer needs a bus")
@@ -129,6 +133,9 @@ func New(o Options) (*Agent, error) {
 		if err := o.Registerer.Register(&collector{a}); err != nil {
 			return nil, fmt.Errorf("register the metrics of the producer: %w", err)
 		}
+	}
+	if err := a.openSpool(); err != nil {
+		return nil, err
 	}
 	return a, nil
 }
@@ -205,6 +212,7 @@ func (a *Agent) Attach(ctx context.Context, s Session) {
 			"ring_mode", c.Mode, "policy_mode", want)
 	}
 	err = r.run(ctx)
+	r.unanswered.Wait() // so that rows are not returned to the ring and in the spool
 	switch {
 	case quarantined(err):
 		// The peer would redial with the same ring: the session is kept until the

@@ -21,6 +21,7 @@ type rank struct {
 	s       Session
 	cfg     ring2.Config
 	name    rankName
+	owner   string // the name, for the spool
 	log     *slog.Logger
 	account *account // also read by Snapshot
 
@@ -51,11 +52,12 @@ type rank struct {
 	namedRows  uint64
 	quarantine error
 
-	acks      ackQueue
-	requests  requestTable // also read by abort commands
-	heldNow   atomic.Int64 // for metrics: heldBytes, inflight, age of the oldest open batch
-	inflightB atomic.Int64
-	oldestNS  atomic.Int64
+	unanswered sync.WaitGroup // messages that the bus or the spool did not answer
+	acks       ackQueue
+	requests   requestTable // also read by abort commands
+	heldNow    atomic.Int64 // for metrics: heldBytes, inflight, age of the oldest open batch
+	inflightB  atomic.Int64
+	oldestNS   atomic.Int64
 
 	lastWarning  time.Time     // of warn
 	replaced     chan struct{} // closed when the next epoch of this rank attaches
@@ -93,6 +95,7 @@ func newRank(a *Agent, s Session, log *slog.Logger) *rank {
 	r := &rank{agent: a, s: s, cfg: c, name: rankName{c.EngineInstance, int(c.Rank)}, log: log, account: newAccount(),
 		dead: map[uint64]*epoch{}, clock: a.now(), replaced: make(chan struct{}), gone: make(chan struct{}),
 		nextSeq: s.ReleaseSeq()}
+	r.owner = ownerOf(r.name)
 	r.acks.signal = make(chan struct{}, 1)
 	r.requests.tenants = map[uint64]string{}
 	r.own = newEpoch(r, c.Epoch, attachCursor(s.ReleaseSeq()))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 
+	"sonde/bus"
 	"sonde/ring2"
 	"sonde/schema"
 )
@@ -21,16 +22,7 @@ func (r *rank) handleRefused() {
 }
 
 func (r *rank) deadLetter(m *message) {
-	r.agent.counters.refuse(m.c.key.kind)
-	name, err := r.agent.dead.put(m.err.Error(), m.subject, m.id, m.data)
-	f := schema.LedgerRow{Fact: schema.FactDeadLetter, Detail: jsonText(map[string]string{"file": name})}
-	if err != nil {
-		f.Fact, f.Reason, f.Detail = schema.FactDropped, reasonDeadLetterFull, ""
-		if !errors.Is(err, errDeadLetterFull) {
-			r.log.Error("a refused message is lost", "subject", m.subject, "error", err)
-		}
-	}
-	r.log.Warn("the bus refused a message for good", "subject", m.subject, "rows", m.rows, "file", name, "reason", m.err)
+	f := r.agent.keep(m.c.key.kind, bus.Message{Subject: m.subject, ID: m.id, Data: m.data}, m.err)
 	if m.rows > 0 {
 		r.refusalFacts(m, f)
 		if f.Fact == schema.FactDeadLetter {
@@ -42,9 +34,25 @@ func (r *rank) deadLetter(m *message) {
 	r.settle(m)
 }
 
-// refusalFacts names the rows of a refused message, a fact for each run of rows
-// and positions of one request. They travel in a chain of their own.
-func (r *rank) refusalFacts(m *message, f schema.LedgerRow) {
+// keep puts a refused message into the dead-letter directory, and returns what facts
+// about its rows have in common.
+func (a *Agent) keep(kind schema.Kind, m bus.Message, why error) schema.LedgerRow {
+	a.counters.refuse(kind)
+	name, err := a.dead.put(why.Error(), m.Subject, m.ID, m.Data)
+	f := schema.LedgerRow{Fact: schema.FactDeadLetter, Detail: jsonText(map[string]string{"file": name})}
+	if err != nil {
+		f.Fact, f.Reason, f.Detail = schema.FactDropped, reasonDeadLetterFull, ""
+		if !errors.Is(err, errDeadLetterFull) {
+			a.log.Error("a refused message is lost", "subject", m.Subject, "error", err)
+		}
+	}
+	a.log.Warn("the bus refused a message for good", "subject", m.Subject, "file", name, "reason", why)
+	return f
+}
+
+// refusalFacts names the rows of a refused message. They travel in a chain of their
+// own.
+func (r *rank) refusalFacts(m *message, about schema.LedgerRow) {
 	b, err := schema.Decode(m.data)
 	if err != nil {
 		panic("BUG: our own message does not decode: " + err.Error())
@@ -56,35 +64,44 @@ func (r *rank) refusalFacts(m *message, f schema.LedgerRow) {
 	}
 	c := data.e.chain(chainKey{schema.KindLedger, data.key.tenant, data.key.hook, data.key.layer, shard},
 		ring2.LayoutEntry{})
-	var last schema.VectorRow
-	put := func() {
-		if f.Count > 0 {
-			f.Rows = uint64(f.Count)
-			c.addFact(f, m.groups[len(m.groups)-1])
-		}
-	}
 	for _, g := range m.groups {
 		c.hold(g)
 	}
-	for i := range b.Len() {
-		v := tokenAt(b, i)
-		if f.Count > 0 && v.Seq == last.Seq && v.Row == last.Row+1 && v.Number == last.Number && v.Pass == last.Pass &&
-			v.Position == last.Position+1 && v.Phase == last.Phase {
-			f.Count++
-		} else {
-			put()
-			f.Seq, f.Row, f.CaptureSeq, f.FirstRow, f.Count, f.Stride = v.Seq, v.Row, v.Seq, v.Row, 1, 1
-			f.Number, f.Request, f.Sample, f.Pass, f.Phase = v.Number, strings.Clone(v.Request), v.Sample, v.Pass, v.Phase
-			f.Position, f.Hook, f.Layer = v.Position, data.key.hook, int32(data.key.layer)
-		}
-		last = v
+	for _, f := range rowRuns(b, func(int) bool { return true }) {
+		f.Fact, f.Reason, f.Detail = about.Fact, about.Reason, about.Detail
+		c.addFact(f, m.groups[len(m.groups)-1])
 	}
-	put()
 	for _, g := range m.groups { // the first facts may have left in a message of their own
 		if c.rows > 0 {
 			c.hold(g)
 		}
 	}
+}
+
+// rowRuns names the chosen rows of a message of vectors or stats: one row of the
+// ledger for each run of rows and positions of one request.
+func rowRuns(b *schema.Batch, chosen func(i int) bool) []schema.LedgerRow {
+	var out []schema.LedgerRow
+	var last schema.VectorRow
+	for i := range b.Len() {
+		if !chosen(i) {
+			last = schema.VectorRow{Number: ^uint64(0)}
+			continue
+		}
+		v := tokenAt(b, i)
+		if len(out) > 0 && v.Seq == last.Seq && v.Row == last.Row+1 && v.Number == last.Number && v.Pass == last.Pass &&
+			v.Position == last.Position+1 && v.Phase == last.Phase {
+			f := &out[len(out)-1]
+			f.Count++
+			f.Rows++
+		} else {
+			out = append(out, schema.LedgerRow{Seq: v.Seq, Row: v.Row, CaptureSeq: v.Seq, FirstRow: v.Row, Count: 1, Stride: 1,
+				Rows: 1, Number: v.Number, Request: strings.Clone(v.Request), Sample: v.Sample, Pass: v.Pass, Phase: v.Phase,
+				Position: v.Position, Hook: b.Header.Hook, Layer: int32(b.Header.Layer)})
+		}
+		last = v
+	}
+	return out
 }
 
 // tokenAt is the identity of row i of vectors or stats.

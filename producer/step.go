@@ -350,6 +350,15 @@ func (r *rank) spend(st *openStep) {
 	}
 }
 
+// priority is that of the rule that chose the rows of a unit.
+func (r *rank) priority(unit int32) int {
+	rule := r.scratch.units[unit].run.rule
+	if rule < 0 {
+		return 0
+	}
+	return r.agent.policy.rules[rule].Priority
+}
+
 // rows is what the law counts for a unit.
 func (u *unit) rows(g *planGroup) uint64 { return uint64(u.run.count) * uint64(len(g.entries)) }
 
@@ -399,7 +408,7 @@ func (r *rank) entryRows(st *openStep, c *cell, entry, first int, of []int32) er
 				*tensors = r.own.dataChain(q.t, lay, entry, AsTensor)
 			}
 			v.Vec = rows.Row(first + k)
-			if err := (*tensors).addVector(&v, st.g); err != nil {
+			if err := (*tensors).addVector(&v, r.priority(ui), st.g); err != nil {
 				return err
 			}
 			continue
@@ -410,7 +419,7 @@ func (r *rank) entryRows(st *openStep, c *cell, entry, first int, of []int32) er
 		out := schema.StatsRow{Seq: v.Seq, Row: v.Row, Number: v.Number, Request: v.Request, Sample: v.Sample,
 			Position: v.Position, Pass: v.Pass, Phase: v.Phase, CaptureNS: v.CaptureNS}
 		sc.stats = statsOf(rows.Row(first+k), lay.Entries[entry].DType, &out, sc.stats)
-		(*stats).addStats(out, st.g)
+		(*stats).addStats(out, r.priority(ui), st.g)
 	}
 	return nil
 }

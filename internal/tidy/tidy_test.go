@@ -45,7 +45,7 @@ var layers = map[string][]string{
 	"consumers/group":        {"bus", "catalogue"},
 	"consumers/materializer": {"schema", "bus", "lakehouse", "consumers/group", "catalogue"},
 	"consumers/detector":     {"schema", "bus", "lakehouse", "consumers/group", "dot", "safetensors", "catalogue"},
-	"cmd": {"ring2", "recording", "dot", "schema", "bus", "config", "safetensors", "engine", "lakehouse", "producer",
+	"cmd": {"ring2", "recording", "dot", "schema", "bus", "config", "safetensors", "engine", "lakehouse", "producer", "spool",
 		"consumers", "catalogue", "modelconfig", "cmd"},
 	"trials": {"ring2", "dot", "schema", "bus", "config", "engine", "lakehouse", "producer", "consumers", "cmd",
 		"trials"},

@@ -240,6 +240,11 @@ func (p *Pipeline) Stop() {
 		p.listener.Close()
 	}
 	p.agents.Wait()
+	if p.agent != nil {
+		if err := p.agent.Close(); err != nil {
+			p.log.Warn("close the spool", "error", err)
+		}
+	}
 	if p.server != nil && p.bus != nil && p.lake != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
 		if err := p.drain(ctx, p.lake.Trouble); err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"sonde/bus"
@@ -15,6 +16,7 @@ import (
 	"sonde/consumers/materializer"
 	"sonde/producer"
 	"sonde/ring2"
+	"sonde/spool"
 )
 
 // openBus starts the embedded server, when this process has that role, and
@@ -136,11 +138,12 @@ func (p *Pipeline) startAgent(ctx context.Context) error {
 	}
 	agentBus := p.bus
 	if p.detector != nil {
-		p.scored = &scoredBus{Bus: p.bus, detector: p.detector, filters: p.detector.Filters()}
+		p.scored = &scoredBus{Bus: p.bus, detector: p.detector, filters: p.detector.Filters(),
+			last: make([]atomic.Uint64, p.bus.Partitions())}
 		agentBus = p.scored
 	}
 	var err error
-	p.agent, err = producer.New(producer.Options{Listener: p.listener, Bus: agentBus, Policy: policyOf(p.o.Config.Policy),
+	p.agent, err = producer.New(producer.Options{Spool: p.spoolOptions(), Listener: p.listener, Bus: agentBus, Policy: policyOf(p.o.Config.Policy),
 		LingerMS: c.LingerMS, BatchBytes: int(c.BatchBytes), InflightBytes: int64(c.InflightBytes), Live: live,
 		DeadLetterDir: c.DeadLetter.Dir, DeadLetterMaxBytes: int64(c.DeadLetter.MaxBytes), Registerer: p.registry,
 		Logger: p.log})
@@ -150,8 +153,24 @@ func (p *Pipeline) startAgent(ctx context.Context) error {
 	if !p.o.Replay {
 		p.spawn(ctx, &p.agents, RoleAgent, p.agent.Run)
 	}
-	p.health.set(RoleAgent, func() string { return "" })
+	p.health.set(RoleAgent, func() string { return p.agent.Spool().Trouble })
 	return nil
+}
+
+// spoolOptions are those of the agent. A replay has its rows in a file.
+func (p *Pipeline) spoolOptions() producer.SpoolOptions {
+	c := &p.o.Config.Agent
+	dir := c.SpoolDir()
+	if p.o.Replay || dir == "" {
+		return producer.SpoolOptions{}
+	}
+	o := producer.SpoolOptions{Dir: dir, MaxBytes: int64(c.Spool.MaxBytes), SyncBytes: int64(c.Spool.SyncBytes),
+		SyncInterval: time.Duration(c.Spool.SyncIntervalMS) * time.Millisecond,
+		After:        time.Duration(c.Spool.AfterMS) * time.Millisecond}
+	if c.Spool.WhenFull != "by_mode" {
+		o.WhenFull = spool.WhenFull(c.Spool.WhenFull)
+	}
+	return o
 }
 
 func (p *Pipeline) startMaterializer(ctx context.Context) error {
