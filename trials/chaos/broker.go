@@ -34,8 +34,8 @@ type broker interface {
 	up(node int) error // starts a node and waits until it answers
 	signal(node int, s syscall.Signal) error
 	pid(node int) int // 0: it does not run
-	// leader is the node that leads the stream.
-	leader(ctx context.Context) (int, error)
+	// leader is the node that leads a partition of the stream.
+	leader(ctx context.Context, partition int) (int, error)
 	// open connects past the proxies.
 	open(ctx context.Context) (bus.Bus, error)
 	close()
@@ -93,7 +93,8 @@ func newEmbedded(ctx context.Context, w *world) (broker, error) {
 		e.proxies[i] = p
 	}
 	file := filepath.Join(w.dir, "bus.yaml")
-	text := fmt.Sprintf("bus:\n%shttp: {listen: %q}\n", fmt.Sprintf(embeddedConfig, e.store, e.address), e.http)
+	text := fmt.Sprintf("bus:\n  partitions: %d\n%shttp: {listen: %q}\n", partitions,
+		fmt.Sprintf(embeddedConfig, e.store, e.address), e.http)
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return nil, err
 	}
@@ -126,11 +127,11 @@ func runningPID(p *fleet.Process) int {
 }
 
 func (e *embedded) signal(_ int, s syscall.Signal) error      { return e.process.Signal(s) }
-func (e *embedded) leader(context.Context) (int, error)       { return 0, nil }
+func (e *embedded) leader(context.Context, int) (int, error)  { return 0, nil }
 func (e *embedded) open(ctx context.Context) (bus.Bus, error) { return openNATS(ctx, e.url()) }
 
 func openNATS(ctx context.Context, url string) (bus.Bus, error) {
-	return bus.OpenNATS(ctx, bus.NATSOptions{URL: url, Logger: slog.New(slog.DiscardHandler)})
+	return bus.OpenNATS(ctx, bus.NATSOptions{URL: url, Partitions: partitions, Logger: slog.New(slog.DiscardHandler)})
 }
 
 // cluster is three nats-servers.
@@ -178,10 +179,10 @@ func (c *cluster) signal(node int, s syscall.Signal) error { return c.servers.Se
 func (c *cluster) pid(node int) int                        { return c.servers.Servers[node].PID() }
 func (c *cluster) close()                                  { c.servers.Kill() }
 
-func (c *cluster) leader(ctx context.Context) (int, error) {
+func (c *cluster) leader(ctx context.Context, partition int) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	s, err := c.servers.Leader(ctx, "SONDE")
+	s, err := c.servers.Leader(ctx, fmt.Sprintf("SONDE-%d", partition))
 	for i := range c.servers.Servers {
 		if c.servers.Servers[i] == s {
 			return i, err
@@ -238,12 +239,12 @@ func (k *realKafka) config(link int) string {
 	return fmt.Sprintf("  kafka: {brokers: [%q], max_bytes: 1GiB, retain_bytes: 64MiB}\n", k.proxies[link].Address())
 }
 
-func (k *realKafka) nodes() int                           { return 1 }
-func (k *realKafka) kill(int) error                       { k.Kill(); return nil }
-func (k *realKafka) up(int) error                         { return k.Up() }
-func (k *realKafka) signal(_ int, s syscall.Signal) error { return k.Signal(s) }
-func (k *realKafka) pid(int) int                          { return k.PID() }
-func (k *realKafka) leader(context.Context) (int, error)  { return 0, nil }
+func (k *realKafka) nodes() int                               { return 1 }
+func (k *realKafka) kill(int) error                           { k.Kill(); return nil }
+func (k *realKafka) up(int) error                             { return k.Up() }
+func (k *realKafka) signal(_ int, s syscall.Signal) error     { return k.Signal(s) }
+func (k *realKafka) pid(int) int                              { return k.PID() }
+func (k *realKafka) leader(context.Context, int) (int, error) { return 0, nil }
 func (k *realKafka) close() {
 	if k.Broker != nil {
 		k.Kill()
@@ -251,6 +252,6 @@ func (k *realKafka) close() {
 }
 
 func (k *realKafka) open(ctx context.Context) (bus.Bus, error) {
-	return bus.OpenKafka(ctx, bus.KafkaOptions{Brokers: []string{k.address}, Stream: "SONDE",
+	return bus.OpenKafka(ctx, bus.KafkaOptions{Brokers: []string{k.address}, Stream: "SONDE", Partitions: partitions,
 		Logger: slog.New(slog.DiscardHandler)})
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sonde/bus"
 )
 
 var everything = regexp.MustCompile("")
@@ -112,5 +114,16 @@ func TestPlantedBugsStillFitTheProduct(t *testing.T) {
 		if newSchedule(1, onNATS, p.faults, regexp.MustCompile(p.only)) == nil {
 			t.Errorf("%s: no fault is named %q", p.name, p.only)
 		}
+	}
+}
+
+// A partition without an engine would be one whose faults nobody notices.
+func TestEveryPartitionHasAnEngine(t *testing.T) {
+	has := map[int]bool{}
+	for _, name := range engineNames {
+		has[bus.PartitionOf("sonde.v1.default."+name+".0.vectors", partitions)] = true
+	}
+	if len(has) != partitions {
+		t.Errorf("engines %v are in the partitions %v of %d", engineNames, has, partitions)
 	}
 }

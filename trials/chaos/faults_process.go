@@ -93,7 +93,7 @@ func killBroker(ctx context.Context, w *world, f fault) error {
 }
 
 func killLeader(ctx context.Context, w *world, f fault) error {
-	node, err := w.broker.leader(ctx)
+	node, err := w.broker.leader(ctx, f.Target%partitions)
 	if err != nil {
 		return err
 	}
@@ -187,7 +187,7 @@ func freezeBroker(ctx context.Context, w *world, f fault) error {
 }
 
 func freezeLeader(ctx context.Context, w *world, f fault) error {
-	node, err := w.broker.leader(ctx)
+	node, err := w.broker.leader(ctx, f.Target%partitions)
 	if err != nil {
 		return err
 	}

@@ -50,14 +50,17 @@ type engine struct {
 	witness string
 }
 
+// diskMiB are the disks. A Kafka broker keeps segments of 64 MiB a minute longer than
+// they are wanted.
+var diskMiB = map[string]int{"store": 1024, "lake": 256, "spool": 64}
+
 const (
-	diskMiB     = 256
-	engineCount = 3 // their names are in three different partitions of three
-	members     = 1 // consumers that always run
+	partitions = 3
+	members    = 2 // consumers that always run
 )
 
-// engineNames are spread over three partitions; newWorld checks that.
-var engineNames = [engineCount]string{"chaos-a", "chaos-b", "chaos-c"}
+// engineNames are spread over all partitions, which a test checks.
+var engineNames = []string{"chaos-a", "chaos-b", "chaos-d"}
 
 // newWorld starts everything and waits until it works. It returns a world to close also
 // with an error.
@@ -78,8 +81,8 @@ func (w *world) build(ctx context.Context) (err error) {
 	if w.sockets, err = os.MkdirTemp("", "chaos"); err != nil {
 		return err
 	}
-	for _, name := range []string{"store", "lake", "spool"} {
-		d, err := faultdisk.New(w.dir, name, diskMiB)
+	for name, mib := range diskMiB {
+		d, err := faultdisk.New(w.dir, name, mib)
 		if errors.Is(err, fleet.ErrNotHere) {
 			w.noDisks = err
 			err = os.MkdirAll(filepath.Join(w.dir, name), 0o755)
@@ -105,6 +108,7 @@ func (w *world) build(ctx context.Context) (err error) {
 func (w *world) folder(name string) string { return filepath.Join(w.dir, name) }
 
 const roleConfig = `bus:
+  partitions: %[7]d
 %[1]s
 agent:
   socket: %[2]q
@@ -130,7 +134,7 @@ func (w *world) describe() error {
 		}
 		file := filepath.Join(w.dir, name+".yaml")
 		text := fmt.Sprintf(roleConfig, w.broker.config(link), socket, filepath.Join(w.dir, "dead-letter", "agent"),
-			w.lake, filepath.Join(w.dir, "dead-letter", name), http)
+			w.lake, filepath.Join(w.dir, "dead-letter", name), http, partitions)
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return nil, "", err
 		}
