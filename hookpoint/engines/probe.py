@@ -28,16 +28,17 @@ def write_entry(folder: Path) -> str:
 
 
 def register() -> None:
-    """Hook each model that a worker of this process loads, if a file is named."""
+    """Hook each model that a worker of this process loads, if a file is named then."""
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-    if VARIABLE not in os.environ or hasattr(WorkerWrapperBase, "sonde_probe"):
+    if hasattr(WorkerWrapperBase, "sonde_probe"):
         return
     load = WorkerWrapperBase.__dict__.get("load_model")
 
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = self.worker.load_model(*args, **kwargs) if load is None else load(self, *args, **kwargs)
-        Hooks(self.worker.model_runner.model, Path(os.environ[VARIABLE]))
+        if os.environ.get(VARIABLE):
+            Hooks(self.worker.model_runner.model, Path(os.environ[VARIABLE]))
         return out
 
     WorkerWrapperBase.load_model, WorkerWrapperBase.sonde_probe = load_model, True

@@ -17,6 +17,7 @@ pytest.importorskip("vllm", reason="NOT RUN: vLLM is not installed; hookpoint/en
 import tiny  # noqa: E402
 import vllm  # noqa: E402
 from pipeline import Pipeline, abort, wait_closed  # noqa: E402
+from vllm.exceptions import VLLMValidationError  # noqa: E402
 from vllm_offline import Offline  # noqa: E402
 
 import sonde  # noqa: E402
@@ -95,7 +96,7 @@ def test_parameters_that_are_used_twice_name_two_requests(engine: Engine) -> Non
     {"sonde.request_id": "x" * 300},
 ])  # fmt: skip
 def test_what_cannot_be_asked_is_a_bad_request(engine: Engine, extra: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(extra)).partition(".")[0]):
+    with pytest.raises(VLLMValidationError, match=next(iter(extra)).partition(".")[0]):
         engine.add("bad", **extra)
     assert not engine.engine.has_unfinished_requests()
 

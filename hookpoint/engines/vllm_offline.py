@@ -32,15 +32,16 @@ class Offline:
     tolerance = 1e-3
 
     def __init__(
-        self, run: Pipeline, model: Path, folder: Path, name: str, capture: bool = True, **engine: Any
-    ) -> None:
-        """Start the engine. folder: for what the plain hooks write."""
+        self, run: Pipeline, model: Path, folder: Path, name: str, capture: bool = True, plain: bool = True,
+        **engine: Any,
+    ) -> None:  # fmt: skip
+        """Start the engine. folder: for what the plain hooks write; plain: there are such, as no compiler allows."""
         import vllm
 
-        self.name, self._run, self.seen = name, run, folder / f"{name}.probe"
-        self.preempted = 0
+        self.name, self._run, self.seen = name, run, folder / f"{name}.probe" if plain else None
+        self.preempted, self.captures = 0, capture
         self.alone_of = tiny.Alone(model)
-        os.environ[probe.VARIABLE] = str(self.seen)
+        os.environ[probe.VARIABLE] = str(self.seen or "")
         sonde = {"socket": f"{run.dir}/s", "hooks": [*HOOKS, "ln_final", "logits"], "mode": "complete", "engine": name}
         if capture:
             engine["additional_config"] = {"sonde": sonde}
@@ -95,7 +96,7 @@ class Offline:
 
     def plain(self) -> Plain | None:
         """Give what plain hooks in the engine saw."""
-        return probe.read(self.seen)
+        return probe.read(self.seen) if self.seen else None
 
     def alone(self, tokens: list[int]) -> Mapping[Hook, np.ndarray]:
         """Compute a sequence by itself with Hugging Face."""

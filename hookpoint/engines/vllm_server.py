@@ -35,8 +35,9 @@ class Server:
 
     def __init__(self, run: Pipeline, model: Path, folder: Path, name: str, *flags: str, **sonde: Any) -> None:
         """Start it and wait until it answers. sonde: further settings of the plug-in."""
-        self.name, self._run, self._seen = name, run, folder / f"{name}.probe"
+        self.name, self.pipe, self.seen = name, run, folder / f"{name}.probe"
         self.alone_of, self.address = tiny.Alone(model), free_address()
+        self.before = 0  # records of plain hooks that belong to no job
         self.log = folder / f"{name}.log"
         options = {k.replace("_", "-"): v for k, v in ENGINE.items()}
         told = {"socket": f"{run.dir}/s", "hooks": [*HOOKS, "ln_final", "logits"], "mode": "complete", "engine": name}
@@ -46,7 +47,7 @@ class Server:
         for option, value in options.items():
             words += [f"--{option}"] if value is True else [f"--{option}", str(value)]
         env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_SERVER_DEV_MODE": "1",
-               probe.VARIABLE: str(self._seen)}  # fmt: skip
+               probe.VARIABLE: str(self.seen)}  # fmt: skip
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(words, env=env, stdout=log, stderr=log, start_new_session=True)
         self._wait()
@@ -98,6 +99,7 @@ class Server:
 
     def serve(self, jobs: Sequence[Job], rng: random.Random) -> list[Answer]:
         """Serve jobs, some at once; clients that abort close their connection."""
+        self.before = probe.records(self.seen)
         return asyncio.run(self._serve(jobs, rng))
 
     async def _serve(self, jobs: Sequence[Job], rng: random.Random) -> list[Answer]:
@@ -118,11 +120,12 @@ class Server:
         self.told = self.stats()
         self.preempted = int(self.metric("vllm:num_preemptions_total"))
         self.stop()
-        return rows_of(wait_closed(self._run, self.told["epoch"]), self.told["epoch"])
+        self.lake = wait_closed(self.pipe, self.told["epoch"])
+        return rows_of(self.lake, self.told["epoch"])
 
     def plain(self) -> Plain | None:
         """Give what plain hooks in the worker saw."""
-        return probe.read(self._seen)
+        return probe.read(self.seen, self.before)
 
     def alone(self, tokens: list[int]) -> Mapping[Hook, np.ndarray]:
         """Compute a sequence by itself with Hugging Face."""

@@ -31,12 +31,17 @@ def install() -> None:
 
 
 def _naming(assign: Any) -> Any:
+    from vllm.exceptions import VLLMValidationError
+
     def assign_request_id(request: Any) -> None:
-        """Validate what a request asks for, and write its external id beside it. Raises ValueError."""
+        """Validate what a request asks for, and write its external id beside it. Raises VLLMValidationError."""
         params = request.sampling_params
         extra = dict(params.extra_args or {}) if params is not None else {}
         extra.pop(EXTERNAL, None)  # of parameters that are used again
-        check_extra(extra)
+        try:
+            check_extra(extra)
+        except ValueError as e:
+            raise VLLMValidationError(str(e)) from None  # which the API server answers as a bad request
         assign(request)
         if params is not None:  # those of this request alone: vLLM has cloned what the caller gave
             params.extra_args = {**extra, EXTERNAL: request.external_req_id}

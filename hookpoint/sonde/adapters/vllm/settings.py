@@ -65,7 +65,7 @@ def _texts(value: Any) -> bool:
 
 
 def check_extra(extra: Mapping[str, Any]) -> None:
-    """Raise ValueError, which vLLM answers as a bad request, for what a request asks of sonde and cannot have."""
+    """Raise ValueError for what a request asks of sonde and cannot have."""
     for name in (WINDOW, ABSOLUTE):
         if name in extra:
             _window(name, extra[name])
