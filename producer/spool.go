@@ -49,7 +49,7 @@ func (a *Agent) openSpool() error {
 		return err
 	}
 	a.spool = s
-	for owner, rows := range s.Found() {
+	for owner, rows := range s.Found() { // also of ranks that are there no more
 		a.move(owner, func(c *Counts) {
 			c.Captured += rows
 			c.InFlight += rows

@@ -143,6 +143,7 @@ func (r *rig) open() {
 	o.Bus = r.bus
 	setDefault(&o.After, 5*time.Millisecond)
 	setDefault(&o.SyncInterval, time.Millisecond)
+	setDefault(&o.retry, 10*time.Millisecond)
 	o.Handlers = Handlers{Lessen: func(m Message, priority int32) (*Message, []bus.Message, error) {
 		r.mu.Lock()
 		defer r.mu.Unlock()

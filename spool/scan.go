@@ -81,7 +81,9 @@ func (s *Spool) take(number uint64) error {
 	}
 	g.left = len(g.entries)
 	for _, e := range g.entries {
-		s.found[e.owner] += uint64(e.rows)
+		if e.counted {
+			s.found[e.owner] += uint64(e.rows)
+		}
 		s.enter(e)
 	}
 	s.segments = append(s.segments, g)
@@ -142,7 +144,7 @@ func (s *Spool) list(g *segment) error {
 			return err
 		}
 		e := s.entryOf(g, at, &h.m, int64(h.bytes+h.data))
-		e.counted = true
+		e.counted = e.rows > 0
 		g.entries = append(g.entries, e)
 		s.number = max(s.number, h.number+1)
 		at += int64(e.size)

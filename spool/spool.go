@@ -98,6 +98,7 @@ type Options struct {
 	Registerer   prometheus.Registerer // nil: no metrics
 
 	check func(step, path string) error // tests: asked before each step on the disk, which it can make fail
+	retry time.Duration                 // how often a disk that takes nothing is tried again [1 s]
 }
 
 // Bounds beside those of Options.
@@ -175,6 +176,7 @@ func (o *Options) fill() error {
 	setDefault(&o.SyncInterval, 50*time.Millisecond)
 	setDefault(&o.After, time.Second)
 	setDefault(&o.WhenFull, Wait)
+	setDefault(&o.retry, time.Second)
 	if o.MaxBytes < minMaxBytes {
 		return fmt.Errorf("open the spool %s: max_bytes is %d; at least %d", o.Dir, o.MaxBytes, minMaxBytes)
 	}

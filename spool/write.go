@@ -6,9 +6,6 @@ import (
 	"time"
 )
 
-// retryEvery is how often a disk that takes nothing is tried again.
-const retryEvery = time.Second
-
 // errFull: there is no room, and nothing that may be discarded for it.
 var errFull = errors.New("the spool is full")
 
@@ -31,16 +28,14 @@ func (s *Spool) write() {
 				s.pause(err)
 			}
 		}
-		if err := s.removeSettled(); err != nil {
-			s.tell(err)
-		}
+		s.tell(s.removeSettled()) // nothing else needs the disk now
 	}
 }
 
 // pause waits: for a disk that may take something again, or, in a full spool, until
 // the bus took something.
 func (s *Spool) pause(why error) {
-	timer := time.NewTimer(retryEvery)
+	timer := time.NewTimer(s.o.retry)
 	defer timer.Stop()
 	woken := s.toWrite
 	if !errors.Is(why, errFull) {
@@ -238,7 +233,7 @@ func (s *Spool) let(it *item, entries []*entry, kept *entry, dropped uint64) {
 		}
 		e.seg.left++
 		if e == kept {
-			e.counted = true
+			e.counted = e.rows > 0
 			if it.handed {
 				e.state, e.pending, it.entry = entryHanded, 1, e
 			}
