@@ -16,7 +16,8 @@ func TestAHearerGetsWhatIsPublishedFromThenOn(t *testing.T) {
 		b := k.open(t, 0)
 		ctx := deadline(t)
 		heard := make(chan string, 100)
-		stop, err := b.Hear([]string{"sonde.v1.a.>", "sonde.v1.*.z", "sonde.v1.*.*.0.vectors.>"}, func(subject string, data []byte) {
+		filters := []string{"sonde.v1.a.>", "sonde.v1.*.z", "sonde.v1.*.*.0.vectors.>"}
+		stop, err := b.Hear(filters, func(subject string, data []byte) {
 			heard <- subject + "=" + string(data)
 		})
 		if err != nil {

@@ -45,8 +45,8 @@ func topicConfig(topic string, o *KafkaOptions) []kafka.ConfigEntry {
 func (k *Kafka) ensure(ctx context.Context, topic string, partition int) (*topicAnswer, error) {
 	t, err := k.describe(ctx, topic, partition)
 	if err == nil && topic == k.o.Stream && t.partitions != k.o.Partitions {
-		return nil, errPermanent{fmt.Errorf("topic %s has %d partitions, and bus.partitions is %d; set that to %[2]d, or name "+
-			"another topic", topic, t.partitions, k.o.Partitions)}
+		return nil, errPermanent{fmt.Errorf("topic %s has %d partitions, and bus.partitions is %d; set that to %[2]d, or "+
+			"name another topic", topic, t.partitions, k.o.Partitions)}
 	}
 	if !errors.Is(err, kafka.UnknownTopicOrPartition) {
 		return t, err

@@ -54,8 +54,8 @@ func (o *NATSOptions) wireFilter(filter string) string {
 		return filter
 	}
 	tokens := strings.SplitN(filter, ".", tenantToken+2)
-	if tokens[min(len(tokens)-1, tenantToken)] == ">" || len(tokens) <= tenantToken || tokens[0] != "sonde" && tokens[0] != "*" ||
-		tokens[1] != "v1" && tokens[1] != "*" {
+	// One without a place for the tenant matches whatever stands there, or nothing of the stream.
+	if len(tokens) <= tenantToken || tokens[tenantToken] == ">" || !collide(tokens[:2], []string{"sonde", "v1"}) {
 		return filter
 	}
 	return insertToken(filter, "*")

@@ -151,7 +151,8 @@ func TestPartitionsThatDoNotExistAreRefused(t *testing.T) {
 		if b, err := bus.OpenNATS(deadline(t), bus.NATSOptions{URL: "nats://127.0.0.1:1", Partitions: n}); err == nil {
 			t.Errorf("%d partitions: %v", n, b)
 		}
-		if b, err := bus.OpenKafka(deadline(t), bus.KafkaOptions{Brokers: []string{"127.0.0.1:1"}, Partitions: n}); err == nil {
+		o := bus.KafkaOptions{Brokers: []string{"127.0.0.1:1"}, Partitions: n}
+		if b, err := bus.OpenKafka(deadline(t), o); err == nil {
 			t.Errorf("%d partitions: %v", n, b)
 		}
 	}

@@ -189,7 +189,8 @@ func (p *publisher) answer(inbox string, m *nats.Msg) {
 // readAnswer is the position, why the window fails, or why the message is refused.
 func (p *publisher) readAnswer(m *nats.Msg) (seq uint64, duplicate bool, f *failure, refused error) {
 	if len(m.Data) == 0 {
-		return 0, false, &failure{failedUnavailable, errors.New("nobody stores the subject: the stream is missing, or has no leader")}, nil
+		return 0, false, &failure{failedUnavailable,
+			errors.New("nobody stores the subject: the stream is missing, or has no leader")}, nil
 	}
 	var a publishAnswer
 	if err := json.Unmarshal(m.Data, &a); err != nil {

@@ -21,7 +21,8 @@ func (o *NATSOptions) streamConfig(partition int) jetstream.StreamConfig {
 		maxBytes = max(1, o.MaxBytes/int64(max(1, o.Partitions)))
 	}
 	return jetstream.StreamConfig{Name: o.streamName(partition), Subjects: o.subjectsOf(partition),
-		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, Storage: jetstream.FileStorage, MaxBytes: maxBytes, MaxMsgs: -1, MaxMsgsPerSubject: -1,
+		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, Storage: jetstream.FileStorage, MaxBytes: maxBytes,
+		MaxMsgs: -1, MaxMsgsPerSubject: -1,
 		MaxMsgSize: -1, MaxConsumers: -1, Replicas: max(1, o.Replicas), Duplicates: dedupeWindow}
 }
 

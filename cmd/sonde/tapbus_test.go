@@ -72,8 +72,8 @@ func TestWhereATapStarts(t *testing.T) {
 			t.Errorf("%s: %s, %v", since, f.Since, err)
 		}
 	}
-	for _, args := range [][]string{{"--from", "2:"}, {"--from", "x:1"}, {"--from", "0"}, {"--from", "-1:4"}, {"--since", "-1m"},
-		{"--since", "yesterday"}, {"--since", "1m", "--from", "first"}} {
+	for _, args := range [][]string{{"--from", "2:"}, {"--from", "x:1"}, {"--from", "0"}, {"--from", "-1:4"},
+		{"--since", "-1m"}, {"--since", "yesterday"}, {"--since", "1m", "--from", "first"}} {
 		var out, errOut bytes.Buffer
 		if code := run(append([]string{"tap", "bus"}, args...), &out, &errOut); code != exitUsage {
 			t.Errorf("%v: exit code %d: %s", args, code, errOut.String())

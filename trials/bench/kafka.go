@@ -50,8 +50,9 @@ func (b *bench) ringToKafka(ctx context.Context) (*section, error) {
 		s.notef("NOT RUN: %s", why)
 		return s, nil
 	}
-	s.notef("The bare clients publish the same messages, ready made, to the same topic: all replicas in sync, batches of 1 MiB,")
-	s.notef("no compression; franz-go with its idempotent writer. They read and decode them with arrow-go's own reader.")
+	s.notef("The bare clients publish the same messages, ready made, to the same topic: all replicas in sync,")
+	s.notef("batches of 1 MiB, no compression; franz-go with its idempotent writer. They read them, and decode")
+	s.notef("them with arrow-go's own reader.")
 	dir, err := b.folder("kafka")
 	if err != nil {
 		return nil, err
@@ -215,6 +216,6 @@ func (s *section) addKafka(way string, size, partitions int, r rounds, payload f
 	franz := figure{ID: id + "speed_to_franz_go", spread: r.speed("ours", "franz"), Unit: "ratio"}
 	rate := figure{ID: id + "mb_per_s", spread: r.rate("ours", payload/1e6), Unit: "MB/s"}
 	s.keep(speed, franz, rate)
-	s.row(way, sizeName(size), fmt.Sprint(partitions), fmt.Sprintf("%.0f", rate.Median), judged(speed), ratio(franz.spread),
-		percent(r.noise("bare", "bare again")))
+	s.row(way, sizeName(size), fmt.Sprint(partitions), fmt.Sprintf("%.0f", rate.Median), judged(speed),
+		ratio(franz.spread), percent(r.noise("bare", "bare again")))
 }

@@ -49,7 +49,8 @@ func (w *kafkaWire) kafkaGo(ctx context.Context, messages []bus.Delivery) (s sam
 	transport := &kafka.Transport{}
 	defer transport.CloseIdleConnections()
 	writer := &kafka.Writer{Addr: kafka.TCP(w.address), Transport: transport, Topic: w.topic,
-		RequiredAcks: kafka.RequireAll, BatchBytes: bareBatchBytes, BatchSize: 1024, BatchTimeout: time.Millisecond, Async: true,
+		RequiredAcks: kafka.RequireAll, BatchBytes: bareBatchBytes, BatchSize: 1024, BatchTimeout: time.Millisecond,
+		Async: true,
 		Balancer: kafka.BalancerFunc(func(m kafka.Message, partitions ...int) int {
 			return bus.PartitionOf(string(m.Key), len(partitions))
 		}),
@@ -181,8 +182,8 @@ func (w *kafkaWire) readKafkaGo(ctx context.Context, messages []bus.Delivery) (s
 		if err != nil {
 			return s, err
 		}
-		readers[i] = kafka.NewReader(kafka.ReaderConfig{Brokers: []string{w.address}, Topic: w.topic, Partition: i, MinBytes: 1,
-			MaxBytes: bareFetchBytes})
+		readers[i] = kafka.NewReader(kafka.ReaderConfig{Brokers: []string{w.address}, Topic: w.topic, Partition: i,
+			MinBytes: 1, MaxBytes: bareFetchBytes})
 		defer readers[i].Close()
 		if err := readers[i].SetOffset(int64(info.First) - 1); err != nil {
 			return s, err
