@@ -29,7 +29,7 @@ func (r *Detector) cross(ctx context.Context, j *judge, s *sample, c *chain, row
 	level Level,
 	verdict int64) {
 	m := &j.bundle.Manifest
-	a := alert{judge: j, sample: s, header: r.headerOf(&c.header), row: schema.DetectionRow{
+	a := alert{judge: j, sample: s, header: s.part.headerOf(&c.header), row: schema.DetectionRow{
 		ID: alertID(s, j.bundle.Digest, level.Name, row.Position), Detector: m.Name, Version: m.Version,
 		Digest: j.bundle.Digest, Level: level.Name, Mode: j.mode, EngineEpoch: s.key.epoch, Number: s.key.number,
 		Request: s.request, Sample: s.sample, Position: row.Position, Score: v.Score, Threshold: level.Threshold,
@@ -40,16 +40,16 @@ func (r *Detector) cross(ctx context.Context, j *judge, s *sample, c *chain, row
 			"of %v in its bundle: it stops nothing any more; find out why, and start the process anew", m.Name,
 			j.breaker.stops, min(j.breaker.begun, breakerWindow), m.Limits.MaxStopRate), time.Time{})
 	}
-	if r.catchUp != nil && len(r.catchUp.alerts) < maxDeferred {
-		r.catchUp.alerts = append(r.catchUp.alerts, a)
+	if up := s.part.catchUp; up != nil && len(up.alerts) < maxDeferred {
+		up.alerts = append(up.alerts, a)
 		return
 	}
 	r.announce(ctx, a)
 }
 
 // headerOf is the header of a detection about rows of a chain.
-func (r *Detector) headerOf(h *schema.Header) schema.Header {
-	return schema.Header{Kind: schema.KindDetections, Tenant: h.Tenant, Engine: h.Engine, Rank: h.Rank, Epoch: r.epoch,
+func (p *part) headerOf(h *schema.Header) schema.Header {
+	return schema.Header{Kind: schema.KindDetections, Tenant: h.Tenant, Engine: h.Engine, Rank: h.Rank, Epoch: p.epoch,
 		Model: h.Model, Revision: h.Revision, WeightsDigest: h.WeightsDigest, Quantisation: h.Quantisation,
 		EngineVersion: h.EngineVersion, PolicyVersion: h.PolicyVersion}
 }

@@ -189,7 +189,7 @@ func TestStateIsBounded(t *testing.T) {
 	h := &newEngine(t, testEpoch).header
 	now := time.Now()
 	for number := range uint64(maxSamples + 100) {
-		k.r.event(h, schema.RequestRow{Event: schema.EventOpen, Number: number, Request: "r"}, now)
+		k.r.event(k.r.parts[0], h, schema.RequestRow{Event: schema.EventOpen, Number: number, Request: "r"}, now)
 	}
 	if n := k.r.open.len() + k.r.ended.len(); n != maxSamples {
 		t.Errorf("%d samples are held, want %d", n, maxSamples)
@@ -203,12 +203,12 @@ func TestStateIsBounded(t *testing.T) {
 	for epoch := range uint64(maxChains + 10) {
 		e := *h
 		e.Kind, e.Epoch = schema.KindVectors, epoch
-		k.r.chainOf(&e, now)
+		k.r.chainOf(k.r.parts[0], &e, now)
 	}
 	if n := k.r.chains.len(); n != maxChains {
 		t.Errorf("%d chains are held, want %d", n, maxChains)
 	}
-	k.r.event(h, schema.RequestRow{Event: schema.EventEnd, Number: maxSamples}, now)
+	k.r.event(k.r.parts[0], h, schema.RequestRow{Event: schema.EventEnd, Number: maxSamples}, now)
 	k.r.sweep(now.Add(endedTTL))
 	if got := counter(t, k.r.metrics.evictions.WithLabelValues("ended")); got != 1 {
 		t.Errorf("%v ended samples were forgotten, want 1", got)

@@ -31,9 +31,9 @@ func newCatchUp(last uint64) *catchUp {
 
 // known takes detections of runs before. Those of this run come back too and change
 // nothing.
-func (r *Detector) known(b *schema.Batch) {
+func (r *Detector) known(p *part, b *schema.Batch) {
 	for i := range b.Len() {
-		if r.catchUp == nil || len(r.catchUp.published) >= maxDeferred {
+		if p.catchUp == nil || len(p.catchUp.published) >= maxDeferred {
 			return
 		}
 		row := b.Detection(i)
@@ -43,42 +43,39 @@ func (r *Detector) known(b *schema.Batch) {
 		row.Outcome = strings.Clone(row.Outcome)
 		key := publishedKey{sample: sampleKey{tenant: b.Header.Tenant, epoch: row.EngineEpoch, number: row.Number},
 			digest: row.Digest, level: row.Level}
-		if old, ok := r.catchUp.published[key]; !ok || old.row.Outcome == "" {
-			r.catchUp.published[key] = published{header: b.Header, row: row}
+		if old, ok := p.catchUp.published[key]; !ok || old.row.Outcome == "" {
+			p.catchUp.published[key] = published{header: b.Header, row: row}
 		}
 	}
 }
 
 // caughtUp announces what no run before announced, and asks again for the outcome of
 // aborts whose answer a run before did not live to publish.
-func (r *Detector) caughtUp(ctx context.Context) {
-	c := r.catchUp
-	if c == nil {
-		return
-	}
-	r.catchUp = nil
+func (r *Detector) caughtUp(ctx context.Context, p *part) {
+	c := p.catchUp
+	p.catchUp = nil
 	now := r.now()
-	for key, p := range c.published {
+	for key, old := range c.published {
 		s := r.lookup(key.sample, now)
 		if s == nil {
 			continue
 		}
 		for _, j := range r.judges {
-			if j.bundle.Digest != key.digest || j.mode != p.row.Mode {
+			if j.bundle.Digest != key.digest || j.mode != old.row.Mode {
 				continue
 			}
 			if s.tracks[j.index] == nil {
 				s.tracks[j.index], s.slots[j.index] = NewTrack(j.bundle), j.breaker.begin()
 			}
 			s.tracks[j.index].mute(key.level)
-			if p.row.Action == ActionAbort && p.row.Outcome == "" && s.opened && now.UnixNano() <= r.expiry(&p.row) {
-				r.stop(ctx, alert{judge: j, sample: s, header: r.headerOf(&p.header), row: p.row})
+			if old.row.Action == ActionAbort && old.row.Outcome == "" && s.opened && now.UnixNano() <= r.expiry(&old.row) {
+				r.stop(ctx, alert{judge: j, sample: s, header: p.headerOf(&old.header), row: old.row})
 			}
 		}
 	}
 	for _, a := range c.alerts {
 		key := publishedKey{sample: a.sample.key, digest: a.row.Digest, level: a.row.Level}
-		if p, ok := c.published[key]; !ok || p.row.Mode != a.row.Mode {
+		if old, ok := c.published[key]; !ok || old.row.Mode != a.row.Mode {
 			r.announce(ctx, a)
 		}
 	}

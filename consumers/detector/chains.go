@@ -10,13 +10,14 @@ import (
 
 // chain is what the runtime knows of one chain of vectors.
 type chain struct {
+	part      *part
 	header    schema.Header // of its latest message, without spans
 	watermark schema.Cursor // everything below was read
 	refused   []string      // by detector: why its rows are refused, or ""
 }
 
 // chainOf finds the chain of a message and looks at what changed in its header.
-func (r *Detector) chainOf(h *schema.Header, now time.Time) *chain {
+func (r *Detector) chainOf(p *part, h *schema.Header, now time.Time) *chain {
 	key := h.Chain()
 	c, known := r.chains.get(key, now)
 	if !known {
@@ -24,7 +25,7 @@ func (r *Detector) chainOf(h *schema.Header, now time.Time) *chain {
 			oldest, _, _, _ := r.chains.oldest()
 			r.chains.remove(oldest)
 		}
-		c = &chain{}
+		c = &chain{part: p}
 		r.chains.put(key, c, now)
 	} else if c.watermark.Less(h.Prev) {
 		r.metrics.stream.WithLabelValues("gap").Inc()

@@ -8,16 +8,16 @@
 package detector
 
 import (
-	"crypto/rand"
-	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sonde/bus"
+	"sonde/consumers/group"
 	"sonde/schema"
 )
 
@@ -82,25 +82,33 @@ type Options struct {
 	OnScore     func(Score)
 	OnDetection func(schema.DetectionRow)
 
+	Heartbeat time.Duration // between those by which processes with the same bundles share the stream [1 s]
+	Settle    time.Duration // how long a start waits for the answers of others [200 ms]; below 0: not at all
+
 	AbortWindow time.Duration         // a request is stopped only so long after the capture of the deciding token [10 s]
 	Lookback    time.Duration         // how much of the stream a start reads again, to know the open requests [10 min]
 	Logger      *slog.Logger          // nil: nothing is logged
 	Registerer  prometheus.Registerer // nil: metrics are not exported
 }
 
-// Detector runs bundles on a bus. Its state is in memory: a start reads the last
-// minutes of the stream again and repeats no alert that is published there.
+// Detector runs bundles on a bus. Processes with the same bundles share the partitions
+// of the stream. Its state is in memory: whoever takes a partition reads the last
+// minutes of it again and repeats no alert that is published there.
 type Detector struct {
 	o       Options
-	epoch   uint64 // of this run: the chain of its detections
 	judges  []*judge
+	member  *group.Member
+	parts   map[int]*part // by partition: those that this process judges
 	chains  *lru[schema.ChainKey, *chain]
 	open    *lru[sampleKey, *sample]
 	ended   *lru[sampleKey, *sample]
 	metrics *metrics
 	now     func() time.Time
 
-	catchUp *catchUp // nil once caught up
+	deliveries chan bus.Delivery // from all partitions
+	taken      chan *part
+	given      chan giving
+
 	queue   chan outgoing
 	aborts  chan struct{} // one token per running command
 	running sync.WaitGroup
@@ -132,11 +140,10 @@ func New(o Options) (*Detector, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	var epoch [8]byte
-	_, _ = rand.Read(epoch[:]) // never fails: it ends the program instead
-	r := &Detector{o: o, epoch: binary.LittleEndian.Uint64(epoch[:]), chains: newLRU[schema.ChainKey, *chain](),
+	r := &Detector{o: o, parts: map[int]*part{}, chains: newLRU[schema.ChainKey, *chain](),
 		open: newLRU[sampleKey, *sample](), ended: newLRU[sampleKey, *sample](), metrics: newMetrics(o.Registerer),
-		now: time.Now, queue: make(chan outgoing, maxUnpublished), aborts: make(chan struct{}, maxAborts),
+		now: time.Now, deliveries: make(chan bus.Delivery, 1), taken: make(chan *part), given: make(chan giving),
+		queue: make(chan outgoing, maxUnpublished), aborts: make(chan struct{}, maxAborts),
 		problems: map[string]problem{}}
 	names := map[string]string{}
 	for i, u := range o.Detectors {
@@ -153,7 +160,23 @@ func New(o Options) (*Detector, error) {
 		r.judges = append(r.judges, &judge{index: i, bundle: u.Bundle, mode: u.Mode,
 			breaker: breaker{rate: u.Bundle.Manifest.Limits.MaxStopRate}, metrics: r.metrics.of(name)})
 	}
+	var err error
+	r.member, err = group.New(group.Options{Bus: o.Bus, Kind: "detector", Name: groupName(o.Detectors), Period: o.Heartbeat,
+		Settle: o.Settle, Logger: o.Logger, Registerer: o.Registerer})
+	if err != nil {
+		return nil, fmt.Errorf("start the detector: %w", err)
+	}
+	r.progress.positions = make([]atomic.Uint64, o.Bus.Partitions())
 	return r, nil
+}
+
+// groupName is the same for all processes that judge alike.
+func groupName(uses []Use) string {
+	var all []byte
+	for _, u := range uses {
+		all = fmt.Appendf(all, "%q %q\n", u.Bundle.Digest, u.Mode)
+	}
+	return digest(all)
 }
 
 func fillDuration(d *time.Duration, otherwise time.Duration) {
@@ -175,6 +198,9 @@ func (r *Detector) Problems() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []string
+	if what := r.member.Trouble(); what != "" {
+		out = append(out, what)
+	}
 	for _, j := range r.judges {
 		for _, kind := range []string{problemBinding, problemUnseen, problemBreaker} {
 			if p, ok := r.problems[kind+j.bundle.Manifest.Name]; ok {

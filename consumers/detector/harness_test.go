@@ -131,7 +131,7 @@ func newDesk(t testing.TB, mode string, d Draft) *desk {
 func newDeskOn(t testing.TB, b *bustest.Bus, uses ...Use) *desk {
 	t.Helper()
 	k := &desk{t: t, b: b}
-	r, err := New(Options{Bus: b, Detectors: uses, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	r, err := New(Options{Bus: b, Detectors: uses, Settle: -1, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Registerer: prometheus.NewRegistry(), OnScore: func(s Score) {
 			k.mu.Lock()
 			defer k.mu.Unlock()
@@ -145,6 +145,7 @@ func newDeskOn(t testing.TB, b *bustest.Bus, uses ...Use) *desk {
 		t.Fatal(err)
 	}
 	k.r = r
+	r.parts[0] = r.newPart(0, 0) // for tests that feed it without its loop
 	return k
 }
 

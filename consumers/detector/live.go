@@ -2,6 +2,7 @@ package detector
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 
 	"sonde/bus"
@@ -38,12 +39,17 @@ func (r *Detector) listen() (l *live, stop func(), err error) {
 
 // hear takes one live message: now, or when what stands before it was read.
 func (r *Detector) hear(ctx context.Context, l *live, d bus.Delivery) {
-	if r.catchUp == nil {
+	d.Partition = bus.PartitionOf(d.Subject, r.o.Bus.Partitions())
+	p := r.parts[d.Partition]
+	if p == nil {
+		return // another process judges it
+	}
+	if p.catchUp == nil {
 		switch b, err := schema.Decode(d.Data); {
 		case err != nil:
 			return // The stream brings it again, and counts it.
 		case r.continues(b):
-			r.take(ctx, d.Subject, b)
+			r.take(ctx, p, d.Subject, b)
 			return
 		}
 	}
@@ -79,21 +85,31 @@ func (r *Detector) continues(b *schema.Batch) bool {
 // resume judges held messages that continue what the stream has brought by now,
 // and forgets those that it brought itself.
 func (r *Detector) resume(ctx context.Context, l *live) {
-	if r.catchUp != nil || len(l.held) == 0 {
+	if len(l.held) == 0 {
 		return
 	}
 	kept := l.held[:0]
 	for _, d := range l.held {
+		p := r.parts[d.Partition]
+		if p.catchUp != nil {
+			kept = append(kept, d)
+			continue
+		}
 		b, err := schema.Decode(d.Data)
 		if err != nil {
 			continue
 		}
 		if r.continues(b) {
-			r.take(ctx, d.Subject, b)
+			r.take(ctx, p, d.Subject, b)
 		} else if b.Header.Kind == schema.KindVectors {
 			kept = append(kept, d)
 		}
 	}
 	clear(l.held[len(kept):])
 	l.held = kept
+}
+
+// drop forgets held messages of a partition.
+func (l *live) drop(partition int) {
+	l.held = slices.DeleteFunc(l.held, func(d bus.Delivery) bool { return d.Partition == partition })
 }

@@ -49,6 +49,17 @@ func (l *lru[K, V]) oldest() (key K, value V, used time.Time, ok bool) {
 	return e.key, e.value, e.used, true
 }
 
+// removeIf removes what gone holds for and says how much that was.
+func (l *lru[K, V]) removeIf(gone func(V) bool) (n int) {
+	for key, element := range l.at {
+		if gone(element.Value.(*entry[K, V]).value) {
+			l.remove(key)
+			n++
+		}
+	}
+	return n
+}
+
 func (l *lru[K, V]) remove(key K) {
 	if element := l.at[key]; element != nil {
 		l.order.Remove(element)

@@ -34,19 +34,26 @@ func (r *Detector) unpublished(row *schema.DetectionRow, reason string, err erro
 		"error", err)
 }
 
+// chainID names a chain of detections: those about one tenant, of one partition.
+type chainID struct {
+	epoch  uint64
+	tenant string
+}
+
 // publish sends detections, each a message of its own, until the queue is closed and
-// empty. The rows of a tenant form a chain whose epoch is this run's.
+// empty.
 func (r *Detector) publish(ctx context.Context) {
 	var inFlight sync.WaitGroup
 	defer inFlight.Wait()
-	last := map[string]schema.Cursor{} // by tenant
+	last := map[chainID]schema.Cursor{}
 	var seq uint64
 	for out := range r.queue {
 		if seq++; len(last) >= maxChains {
 			clear(last) // a cursor that is too low only says less
 		}
-		out.row.Seq, out.header.Prev = seq, last[out.header.Tenant]
-		last[out.header.Tenant] = schema.Cursor{Seq: seq, Row: 1}
+		id := chainID{out.header.Epoch, out.header.Tenant}
+		out.row.Seq, out.header.Prev = seq, last[id]
+		last[id] = schema.Cursor{Seq: seq, Row: 1}
 		if r.o.OnDetection != nil {
 			r.o.OnDetection(out.row)
 		}

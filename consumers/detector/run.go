@@ -35,20 +35,16 @@ func (r *Detector) Filters() []string {
 // Run judges until ctx ends, which is no error, or until the bus is closed. It waits
 // for the broker as long as it takes.
 func (r *Detector) Run(ctx context.Context) error {
-	start, err := r.start(ctx)
-	if err != nil {
-		return endOf(ctx, fmt.Errorf("start the detector: %w", err))
-	}
 	publishing, stopPublishing := context.WithCancel(context.WithoutCancel(ctx))
 	published := make(chan struct{})
 	go func() {
 		r.publish(publishing)
 		close(published)
 	}()
-	ctx, stop := context.WithCancel(ctx)
-	err = r.loop(ctx, start)
+	commands, stop := context.WithCancel(ctx)
+	err := r.loop(ctx, commands)
 	stop()
-	r.running.Wait() // commands: they end with ctx
+	r.running.Wait() // commands: they end with their context
 	close(r.queue)
 	grace := time.AfterFunc(shutdownGrace, stopPublishing)
 	<-published
@@ -65,39 +61,41 @@ func endOf(ctx context.Context, err error) error {
 	return err
 }
 
-// loop reads and judges in one goroutine; another one fetches the next message
-// meanwhile.
-func (r *Detector) loop(ctx context.Context, start startPoint) error {
+// quietPoll is how often the loop looks whether a partition that is read again brings
+// nothing more.
+const quietPoll = quietCatchUp / 5
+
+// loop judges in one goroutine; others fetch the next message of each partition that
+// this process has. It goes on until all of them have ended.
+func (r *Detector) loop(ctx, commands context.Context) error {
 	live, deaf, err := r.listen()
 	if err != nil {
 		return fmt.Errorf("hear live messages: %w", err)
 	}
 	defer deaf()
-	deliveries := make(chan bus.Delivery, 1)
 	ended := make(chan error, 1)
-	go func() { ended <- r.read(ctx, start, deliveries) }()
-	if start.last >= start.from {
-		r.catchUp = newCatchUp(start.last)
-	}
-	quiet := time.NewTimer(quietCatchUp)
+	go func() { ended <- r.member.Run(ctx, r.hold) }()
+	quiet := time.NewTicker(quietPoll)
 	defer quiet.Stop()
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case d := <-live.heard:
-			r.hear(ctx, live, d)
-		case d := <-deliveries:
-			r.handle(ctx, d)
-			quiet.Reset(quietCatchUp)
-			if r.catchUp != nil && d.Seq >= r.catchUp.last {
-				r.caughtUp(ctx)
-			}
-			r.resume(ctx, live)
-			r.progress.position.Store(d.Seq)
+			r.hear(commands, live, d)
+		case d := <-r.deliveries:
+			r.deliver(commands, live, d)
+		case p := <-r.taken:
+			r.parts[p.number] = p
+		case g := <-r.given:
+			r.give(g, live)
 		case <-quiet.C:
-			r.caughtUp(ctx)
-			r.resume(ctx, live)
+			for _, p := range r.parts {
+				if p.catchUp != nil && r.now().Sub(p.read) >= quietCatchUp {
+					r.caughtUp(commands, p)
+					r.resume(commands, live)
+				}
+			}
 		case <-tick.C:
 			if n := live.missed.Swap(0); n > 0 {
 				r.metrics.stream.WithLabelValues("unheard").Add(float64(n))
@@ -109,46 +107,19 @@ func (r *Detector) loop(ctx context.Context, start startPoint) error {
 	}
 }
 
-// read hands over messages until ctx ends or the bus is closed. What was trimmed
-// away, or a stream made anew, costs coverage and is counted, and reading goes on.
-func (r *Detector) read(ctx context.Context, start startPoint, deliveries chan<- bus.Delivery) error {
-	o := bus.SubscribeOptions{Filters: r.Filters(), From: start.from, Incarnation: start.incarnation}
-	for {
-		sub, err := r.o.Bus.Subscribe(ctx, o)
-		if err != nil {
-			return fmt.Errorf("read the bus: %w", err)
-		}
-		err = forward(ctx, sub, deliveries)
-		sub.Close()
-		var trimmed *bus.TrimmedError
-		switch {
-		case errors.As(err, &trimmed):
-			r.metrics.stream.WithLabelValues("trimmed").Inc()
-			r.o.Logger.Warn("detector is too slow: messages were trimmed away unread", "from", trimmed.Want,
-				"to", trimmed.First)
-			o.From = trimmed.First
-		case errors.Is(err, bus.ErrIncarnation):
-			r.metrics.stream.WithLabelValues("recreated").Inc()
-			r.o.Logger.Warn("the stream was made anew: the detector reads it from its start")
-			o.From, o.Incarnation = 0, ""
-		default:
-			return fmt.Errorf("read the bus: %w", err)
-		}
+// deliver takes a message of a partition.
+func (r *Detector) deliver(ctx context.Context, live *live, d bus.Delivery) {
+	p := r.parts[d.Partition]
+	if p == nil {
+		return // given up meanwhile
 	}
-}
-
-func forward(ctx context.Context, sub bus.Subscription, deliveries chan<- bus.Delivery) error {
-	for {
-		d, err := sub.Next(ctx)
-		if err != nil {
-			return err
-		}
-		select {
-		case deliveries <- d:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	r.handle(ctx, d)
+	p.read = r.now()
+	if p.catchUp != nil && d.Seq >= p.catchUp.last {
+		r.caughtUp(ctx, p)
 	}
+	r.resume(ctx, live)
+	r.progress.positions[d.Partition].Store(d.Seq)
 }
 
 // handle takes one message. Messages come from anywhere: what cannot be read is
@@ -161,11 +132,11 @@ func (r *Detector) handle(ctx context.Context, d bus.Delivery) {
 		r.o.Logger.Warn("detector cannot read a message", "subject", clip(d.Subject), "error", err)
 		return
 	}
-	r.take(ctx, d.Subject, b)
+	r.take(ctx, r.parts[d.Partition], d.Subject, b)
 }
 
 // take is handle for a message that was decoded.
-func (r *Detector) take(ctx context.Context, subject string, b *schema.Batch) {
+func (r *Detector) take(ctx context.Context, p *part, subject string, b *schema.Batch) {
 	if schema.Subject(b.Header) != subject {
 		r.metrics.stream.WithLabelValues("forged").Inc()
 		r.o.Logger.Warn("header and subject of a message differ", "subject", clip(subject))
@@ -175,19 +146,19 @@ func (r *Detector) take(ctx context.Context, subject string, b *schema.Batch) {
 	switch b.Header.Kind {
 	case schema.KindRequests:
 		for i := range b.Len() {
-			r.event(&b.Header, b.RequestAt(i), now)
+			r.event(p, &b.Header, b.RequestAt(i), now)
 		}
 	case schema.KindDetections:
-		r.known(b)
+		r.known(p, b)
 	case schema.KindVectors:
-		r.vectors(ctx, b, now)
+		r.vectors(ctx, p, b, now)
 	}
 }
 
 // vectors judges the rows of one message that were not read before.
-func (r *Detector) vectors(ctx context.Context, b *schema.Batch, now time.Time) {
+func (r *Detector) vectors(ctx context.Context, p *part, b *schema.Batch, now time.Time) {
 	h := &b.Header
-	c := r.chainOf(h, now)
+	c := r.chainOf(p, h, now)
 	var judges []*judge
 	for _, j := range r.judges {
 		if !j.bundle.Manifest.Binding.reads(h) {
@@ -211,7 +182,7 @@ func (r *Detector) vectors(ctx context.Context, b *schema.Batch, now time.Time) 
 			}
 			continue
 		}
-		s := r.find(h, row.Number, row.Request, row.Sample, now)
+		s := r.find(p, h, row.Number, row.Request, row.Sample, now)
 		for _, j := range judges {
 			r.judgeRow(ctx, j, s, c, &row)
 		}
@@ -246,7 +217,7 @@ func (r *Detector) judgeRow(ctx context.Context, j *judge, s *sample, c *chain, 
 	}
 	j.metrics.scored.Inc()
 	verdict := r.now().UnixNano()
-	if r.catchUp == nil {
+	if s.part.catchUp == nil {
 		j.metrics.latency.Observe(float64(verdict-row.CaptureNS) / 1e9)
 	}
 	if r.o.OnScore != nil {
@@ -256,49 +227,4 @@ func (r *Detector) judgeRow(ctx context.Context, j *judge, s *sample, c *chain, 
 	for _, level := range v.Crossed {
 		r.cross(ctx, j, s, c, row, v, level, verdict)
 	}
-}
-
-// startPoint is where a run starts to read.
-type startPoint struct {
-	from, last  uint64 // first position to read; last that existed then
-	incarnation string
-}
-
-// start finds the first message of the last minutes, so that the requests that are
-// open now are known from their opening on. The stream is searched by halving.
-func (r *Detector) start(ctx context.Context) (startPoint, error) {
-	info, err := r.o.Bus.Info(ctx, 0)
-	if err != nil {
-		return startPoint{}, err
-	}
-	since := time.Now().Add(-r.o.Lookback)
-	low, high := info.First, info.Last+1
-	for probe := low; low < high; probe = low + (high-low)/2 {
-		stored, at, err := r.peek(ctx, probe)
-		var trimmed *bus.TrimmedError
-		switch {
-		case errors.As(err, &trimmed):
-			low = max(trimmed.First, probe+1)
-		case errors.Is(err, bus.ErrIncarnation):
-			return r.start(ctx)
-		case err != nil:
-			return startPoint{}, err
-		case stored.Before(since):
-			low = at + 1
-		default:
-			high = probe
-		}
-	}
-	return startPoint{from: low, last: info.Last, incarnation: info.Incarnation}, nil
-}
-
-// peek says when the first message at or after a position was stored.
-func (r *Detector) peek(ctx context.Context, position uint64) (stored time.Time, at uint64, err error) {
-	sub, err := r.o.Bus.Subscribe(ctx, bus.SubscribeOptions{From: position})
-	if err != nil {
-		return stored, 0, err
-	}
-	defer sub.Close()
-	d, err := sub.Next(ctx)
-	return d.Stored, d.Seq, err
 }

@@ -20,6 +20,7 @@ type sampleKey struct {
 // copies: rows alias their message.
 type sample struct {
 	key      sampleKey
+	part     *part
 	request  string
 	sample   int32
 	engine   string
@@ -35,13 +36,13 @@ type sample struct {
 }
 
 // find returns the state of a sample, made anew when nothing is known of it.
-func (r *Detector) find(h *schema.Header, number uint64, request string, index int32, now time.Time) *sample {
+func (r *Detector) find(p *part, h *schema.Header, number uint64, request string, index int32, now time.Time) *sample {
 	key := sampleKey{tenant: h.Tenant, epoch: h.Epoch, number: number}
 	if s := r.lookup(key, now); s != nil {
 		return s
 	}
 	key.tenant = strings.Clone(key.tenant)
-	s := &sample{key: key, request: strings.Clone(request), sample: index, engine: strings.Clone(h.Engine), rank: h.Rank,
+	s := &sample{key: key, part: p, request: strings.Clone(request), sample: index, engine: strings.Clone(h.Engine), rank: h.Rank,
 		prompt: -1, tracks: make([]*Track, len(r.judges)), slots: make([]uint64, len(r.judges))}
 	r.makeRoom(now)
 	r.open.put(key, s, now)
@@ -135,8 +136,8 @@ func (r *Detector) sweep(now time.Time) {
 }
 
 // event takes an opened or ended request.
-func (r *Detector) event(h *schema.Header, row schema.RequestRow, now time.Time) {
-	s := r.find(h, row.Number, row.Request, row.Sample, now)
+func (r *Detector) event(p *part, h *schema.Header, row schema.RequestRow, now time.Time) {
+	s := r.find(p, h, row.Number, row.Request, row.Sample, now)
 	switch row.Event {
 	case schema.EventOpen:
 		if !s.opened {

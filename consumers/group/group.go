@@ -69,6 +69,7 @@ type Member struct {
 	mu      sync.Mutex // a leaf; guards what follows
 	tokens  map[int]uint64
 	others  map[string]map[int]position // of other groups
+	foreign map[int]bool                // partitions that another member of this group holds
 	trouble string
 
 	// Of the goroutine of Run.
@@ -129,7 +130,7 @@ func New(o Options) (*Member, error) {
 		id: hex.EncodeToString(id[:]), heard: make(chan heartbeat, 4*maxMembers), tell: make(chan heartbeat, 1),
 		ended: make(chan ending), poke: make(chan struct{}, 1), tokens: map[int]uint64{},
 		others: map[string]map[int]position{},
-		peers: map[string]*peer{}, holdings: map[int]*holding{}, intents: map[int]int{}, cool: map[int]int{}, patience: map[int]int{}}, nil
+		peers:  map[string]*peer{}, holdings: map[int]*holding{}, intents: map[int]int{}, cool: map[int]int{}, patience: map[int]int{}}, nil
 }
 
 // Trouble says why the member does not share in the work yet, "" when it does. It may
@@ -145,6 +146,14 @@ func (m *Member) Held() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.tokens)
+}
+
+// Elsewhere reports whether another member holds a partition, as far as is known. It
+// may be called from any goroutine.
+func (m *Member) Elsewhere(partition int) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.foreign[partition]
 }
 
 // Slowest is the lowest position that another group of the same kind told for a
@@ -286,6 +295,13 @@ func (m *Member) decide(ctx context.Context, hold Hold) {
 	members, holders := m.view()
 	owners := assign(members, holders, m.o.Bus.Partitions())
 	m.metrics.members.Set(float64(len(members)))
+	foreign := map[int]bool{}
+	for partition, holder := range holders {
+		foreign[partition] = holder != m.id
+	}
+	m.mu.Lock()
+	m.foreign = foreign
+	m.mu.Unlock()
 	for partition, owner := range owners {
 		h, mine := m.holdings[partition], owner == m.id
 		switch {

@@ -18,7 +18,7 @@ type scoredBus struct {
 	bus.Bus
 	detector *detector.Detector
 	filters  []string
-	last     atomic.Uint64
+	last     []atomic.Uint64 // by partition
 }
 
 // Publish implements bus.Bus.
@@ -26,9 +26,10 @@ func (b *scoredBus) Publish(ctx context.Context, m bus.Message, done func(uint64
 	if !bus.MatchAny(b.filters, m.Subject) {
 		return b.Bus.Publish(ctx, m, done)
 	}
+	at := &b.last[bus.PartitionOf(m.Subject, len(b.last))]
 	return b.Bus.Publish(ctx, m, func(seq uint64, err error) {
 		for err == nil {
-			if last := b.last.Load(); seq <= last || b.last.CompareAndSwap(last, seq) {
+			if last := at.Load(); seq <= last || at.CompareAndSwap(last, seq) {
 				break
 			}
 		}
@@ -37,4 +38,11 @@ func (b *scoredBus) Publish(ctx context.Context, m bus.Message, done func(uint64
 }
 
 // settled says whether everything that was acknowledged so far is scored.
-func (b *scoredBus) settled() bool { return b.detector.Settled(b.last.Load()) }
+func (b *scoredBus) settled() bool {
+	for partition := range b.last {
+		if !b.detector.Settled(partition, b.last[partition].Load()) {
+			return false
+		}
+	}
+	return true
+}
