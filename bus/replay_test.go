@@ -54,6 +54,11 @@ func TestASubscriptionStartsAtATime(t *testing.T) {
 		if d := next(t, late); d.Seq != 13 {
 			t.Errorf("since a time to come: position %d", d.Seq)
 		}
+		publishTo(t, b, "sonde.v1.tenant.p.0.other")
+		filtered := bus.SubscribeOptions{Since: stored[8].Stored, Filters: []string{"sonde.v1.*.*.*.other"}}
+		if got := next(t, p.read(t, filtered)).Seq; got != 14 {
+			t.Errorf("since a time with a filter: position %d", got)
+		}
 	})
 }
 

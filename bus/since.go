@@ -9,6 +9,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
+// forgetProbe is when the broker forgets a consumer that was only asked where it is.
+const forgetProbe = 5 * time.Second
+
 // findTime resolves the Since of a subscription, with a broker that knows the position
 // at a time. at is called with what the broker says of the partition before.
 func (p *place) findTime(ctx context.Context, o *SubscribeOptions,
@@ -29,17 +32,18 @@ func (p *place) findTime(ctx context.Context, o *SubscribeOptions,
 	return nil
 }
 
-// at finds a position by time: a consumer that starts there says where that is.
-func (n *NATS) at(ctx context.Context, partition int, since time.Time) (next uint64, info StreamInfo, err error) {
+// at finds a position by time: a consumer that starts there says where that is. It has
+// the filters of the reader, which may have no right to others.
+func (n *NATS) at(ctx context.Context, s *subscription, since time.Time) (next uint64, info StreamInfo, err error) {
 	err = n.link.call(ctx, func(ctx context.Context, c *connection) error {
-		i, err := n.ensureStream(ctx, c, partition)
+		i, err := n.ensureStream(ctx, c, s.partition)
 		if err != nil {
 			return err
 		}
-		info = n.infoOf(i, partition)
-		consumer, err := c.js.CreateConsumer(ctx, info.Name, jetstream.ConsumerConfig{MemoryStorage: true, Replicas: 1,
-			DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &since, AckPolicy: jetstream.AckNonePolicy,
-			InactiveThreshold: forgetConsumer})
+		info = n.infoOf(i, s.partition)
+		o := s.consumerConfig()
+		o.DeliverPolicy, o.OptStartTime, o.InactiveThreshold = jetstream.DeliverByStartTimePolicy, &since, forgetProbe
+		consumer, err := c.js.CreateConsumer(ctx, info.Name, o)
 		if err != nil {
 			return fmt.Errorf("read stream %s: %w", info.Name, permanentAnswer(err))
 		}
@@ -47,9 +51,7 @@ func (n *NATS) at(ctx context.Context, partition int, since time.Time) (next uin
 		if err != nil {
 			return err
 		}
-		// It is forgotten in a minute anyway.
-		_ = c.js.DeleteConsumer(ctx, info.Name, place.Name)
-		after, err := n.ensureStream(ctx, c, partition)
+		after, err := n.ensureStream(ctx, c, s.partition)
 		if err != nil || !after.Created.Equal(i.Created) {
 			return errors.Join(err, errors.New("the stream changed while a time was looked for"))
 		}

@@ -59,7 +59,7 @@ func (n *NATS) Subscribe(ctx context.Context, o SubscribeOptions) (Subscription,
 		}
 	}
 	if err := s.findTime(ctx, &o, func(ctx context.Context) (uint64, StreamInfo, error) {
-		return n.at(ctx, o.Partition, o.Since)
+		return n.at(ctx, s, o.Since)
 	}); err != nil {
 		return nil, fmt.Errorf("subscribe: %w", err)
 	}
@@ -192,12 +192,8 @@ func (s *subscription) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		o := jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: s.next,
-			AckPolicy: jetstream.AckNonePolicy, FilterSubjects: s.atNATS, MemoryStorage: true, Replicas: 1,
-			InactiveThreshold: forgetConsumer, MaxDeliver: 1}
-		if len(s.atNATS) == 1 { // asked for like this, access rules of the broker can bind it to a prefix
-			o.FilterSubject, o.FilterSubjects = s.atNATS[0], nil
-		}
+		o := s.consumerConfig()
+		o.DeliverPolicy, o.OptStartSeq, o.InactiveThreshold = jetstream.DeliverByStartSequencePolicy, s.next, forgetConsumer
 		consumer, err := c.js.CreateConsumer(ctx, s.stream, o)
 		if err != nil {
 			return fmt.Errorf("read stream %s from %d: %w", s.stream, s.next, permanentAnswer(err))
@@ -218,6 +214,16 @@ func (s *subscription) open(ctx context.Context) error {
 		s.stop = func() { stop1(); stop2() }
 		return nil
 	})
+}
+
+// consumerConfig is a reader of the broker, which nobody shares.
+func (s *subscription) consumerConfig() jetstream.ConsumerConfig {
+	o := jetstream.ConsumerConfig{AckPolicy: jetstream.AckNonePolicy, FilterSubjects: s.atNATS, MemoryStorage: true,
+		Replicas: 1, MaxDeliver: 1}
+	if len(s.atNATS) == 1 { // asked for like this, access rules of the broker can bind it to a prefix
+		o.FilterSubject, o.FilterSubjects = s.atNATS[0], nil
+	}
+	return o
 }
 
 // look checks that the wanted position exists or will.
