@@ -65,6 +65,18 @@ func killBothEnds(ctx context.Context, w *world, f fault) error {
 	return w.killAndStart(ctx, f.Hold, w.engine(f), w.agent)
 }
 
+// killAgentWithSpool kills the agent while the bus is away and its spool holds messages,
+// perhaps twice.
+func killAgentWithSpool(ctx context.Context, w *world, f fault) error {
+	w.cutAgentOff()
+	err := pause(ctx, spoolFills+f.Hold)
+	for range 1 + int(2*f.Amount) {
+		err = errors.Join(err, w.killAndStart(ctx, f.Hold/4, w.agent), pause(ctx, spoolFills))
+	}
+	w.heals()
+	return errors.Join(err, w.letAgentIn())
+}
+
 func killEverything(ctx context.Context, w *world, f fault) error {
 	for _, p := range w.all() {
 		if err := p.Kill(); err != nil {

@@ -84,6 +84,7 @@ var processKinds = []kind{
 	{name: "kill -9 two of three nodes", group: process, mixes: true, buses: []busName{onCluster}, holdMS: seconds,
 		limit: afterLost, run: killQuorum},
 	{name: "kill -9 engine and agent", group: process, mixes: true, holdMS: moment, limit: soon, run: killBothEnds},
+	{name: "kill -9 agent, bus away", group: process, holdMS: seconds, limit: afterLost, run: killAgentWithSpool},
 	{name: "kill -9 everything", group: process, holdMS: moment, limit: afterLost, restarts: true, run: killEverything},
 	{name: "SIGSTOP engine", group: process, mixes: true, holdMS: short, limit: soon, run: freezeEngine},
 	{name: "SIGSTOP agent", group: process, mixes: true, holdMS: short, limit: soon, run: freezeAgent},

@@ -113,7 +113,9 @@ const roleConfig = `bus:
 agent:
   socket: %[2]q
   linger_ms: 50
+  inflight_bytes: 1MiB
   dead_letter: {dir: %[3]q}
+  spool: {dir: %[8]q, max_bytes: 4MiB, after_ms: 500}
 policy:
   rules:
     - {name: every row, hooks: ["*"]}
@@ -134,7 +136,8 @@ func (w *world) describe() error {
 		}
 		file := filepath.Join(w.dir, name+".yaml")
 		text := fmt.Sprintf(roleConfig, w.broker.config(link), socket, filepath.Join(w.dir, "dead-letter", "agent"),
-			w.lake, filepath.Join(w.dir, "dead-letter", name), http, partitions)
+			w.lake, filepath.Join(w.dir, "dead-letter", name), http, partitions,
+			filepath.Join(w.folder("spool"), "agent"))
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return nil, "", err
 		}
