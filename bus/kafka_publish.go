@@ -276,7 +276,8 @@ func (r *kafkaRecovery) failed(err error, messages int) {
 			err = errors.New(why)
 		}
 		r.p.say("messages are not taken, " + reason + ": " + err.Error())
-		k.log.Warn("the bus does not take messages; publishing waits", "reason", reason, "error", err)
+		k.log.Warn("the bus does not take messages; publishing waits", "topic", k.o.Stream, "partition", r.p.partition,
+			"reason", reason, "error", err)
 	}
 	sleep(k.ctx, r.wait)
 	if errors.Is(err, kafka.UnknownTopicOrPartition) || noSuchTopic(err) {

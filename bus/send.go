@@ -248,7 +248,8 @@ func (r *recovery) recover(p *publisher, c *connection, f *failure) {
 		p.mu.Lock()
 		p.stuck = "messages are not taken, " + f.reason + ": " + f.err.Error()
 		p.mu.Unlock()
-		p.n.log.Warn("the bus does not take messages; publishing waits", "reason", f.reason, "error", f.err)
+		p.n.log.Warn("the bus does not take messages; publishing waits", "stream", p.n.o.streamName(p.partition),
+			"reason", f.reason, "error", f.err)
 	}
 	sleep(c, r.wait)
 	r.wait = min(2*r.wait, lastRedial)
