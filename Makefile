@@ -13,7 +13,7 @@ PART ?= 1
 GPU_PYTHON ?= python3
 
 .PHONY: help build demo kafka check fmt vet staticcheck tidy generate-check docs-reference test race
-.PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity torture bench bench-ring bench-stall bench-hookpoint clean
+.PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity group torture bench bench-ring bench-stall bench-hookpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -169,6 +169,9 @@ long: ## what takes hours: fuzz, soak, torture, fidelity, benchmarks; runs all p
 
 fidelity: build ## verify the identity of at least 1,000,000 rows of the arithmetic engine
 	go run ./trials/fidelity
+
+group: build ## several materializers share a stream, are killed, stopped, woken and ended at random for a minute (SEED=n repeats)
+	go run ./trials/group -seed $(SEED)
 
 torture: build ## at least 200 SIGKILLs of engine, agent, materializer and broker (SEED=n repeats a run)
 	go run ./trials/torture -seed $(SEED)

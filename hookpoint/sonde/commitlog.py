@@ -11,7 +11,8 @@ from typing import Any
 
 from sonde.errors import LakeError
 
-FORMAT = 1
+#: Format of what tells of partition 0 alone, and of all else.
+FORMATS = (1, 2)
 
 #: Bytes of one file of the log that are read at most.
 MAX_FILE_BYTES = 256 << 20
@@ -111,8 +112,8 @@ def _read(path: Path) -> dict[str, Any]:
         if want != got:
             raise ValueError(f"its checksum is {got}, but it says {want!r:.20}")
         entry = json.loads(body)
-        if entry["format"] != FORMAT:
-            raise ValueError(f"format {entry['format']!r:.20}, and this package reads {FORMAT}: upgrade it")
+        if entry["format"] not in FORMATS:
+            raise ValueError(f"format {entry['format']!r:.20}, and this package reads {FORMATS}: upgrade it")
     except (ValueError, KeyError, TypeError) as e:
         raise LakeError(f"read {path}: {e!s:.200}") from e
     return entry

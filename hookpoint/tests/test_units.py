@@ -212,10 +212,13 @@ def test_only_files_that_the_log_names_exist(tmp_path: Path) -> None:
     write_log(tmp_path, 1, entry(1, "vectors/a.parquet"))
     lake = sonde.open_lake(tmp_path)
     assert [Path(f).name for f in lake.files("vectors")] == ["a.parquet"]
-    write_log(tmp_path, 2, entry(2, "vectors/b.parquet"))
+    write_log(tmp_path, 2, {**entry(2, "vectors/b.parquet"), "format": 2, "partition": 1})
     assert lake.version == 1
     lake.refresh()
     assert [Path(f).name for f in lake.files("vectors")] == ["a.parquet", "b.parquet"]
+    write_log(tmp_path, 3, {**entry(3), "format": 3})
+    with pytest.raises(sonde.LakeError, match="upgrade"):
+        lake.refresh()
 
 
 def test_a_checkpoint_says_the_same_as_the_entries_before_it(tmp_path: Path) -> None:

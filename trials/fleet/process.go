@@ -99,6 +99,9 @@ func (p *Process) Signal(sig syscall.Signal) error {
 	return p.cmd.Process.Signal(sig)
 }
 
+// Log is the file that the child's output is appended to.
+func (p *Process) Log() string { return p.log }
+
 // PID is the process id of the child that was started last, 0 before.
 func (p *Process) PID() int {
 	p.mu.Lock()
