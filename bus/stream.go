@@ -56,10 +56,20 @@ func (n *NATS) ensureStream(ctx context.Context, c *connection, partition int) (
 // codeNotClustered is the answer to several replicas from a server that is alone.
 const codeNotClustered = 10074
 
+// codeNoPeers is the answer to several replicas from a cluster without enough servers.
+// One that says that a peer is offline holds only until that server is back.
+const (
+	codeNoPeers = 10005
+	peerOffline = "peer offline"
+)
+
 // permanentAnswer marks answers that say that this stream can never be made.
 func permanentAnswer(err error) error {
 	var api *jetstream.APIError
-	if errors.As(err, &api) && (api.Code == 400 || api.ErrorCode == codeNotClustered) {
+	if !errors.As(err, &api) || api.ErrorCode == codeNoPeers && strings.Contains(api.Description, peerOffline) {
+		return err
+	}
+	if api.Code == 400 || api.ErrorCode == codeNotClustered {
 		return errPermanent{err}
 	}
 	return err
