@@ -31,6 +31,9 @@ func (w *world) recovered(ctx context.Context, ended time.Time, limit time.Durat
 				}
 			}
 		}
+		if err := w.died(); err != nil {
+			return 0, err
+		}
 		switch {
 		case len(waiting) == 0:
 			return time.Since(ended), nil
@@ -71,7 +74,7 @@ func probe(ctx context.Context, url, id string) {
 
 // stuck says of which engines no new row arrived, and what the parts last said.
 func (w *world) stuck(limit time.Duration, waiting map[int][]string) error {
-	errs := []error{w.died()}
+	var errs []error
 	for i, probes := range waiting {
 		errs = append(errs, fmt.Errorf("after %v no row of %s that was computed since is in the dataset (%d requests sent)",
 			limit, w.engines[i].Name, len(probes)))

@@ -109,9 +109,6 @@ func (w *world) strike(ctx context.Context, event []fault) ([]outcome, error) {
 		}
 	}
 	took, err := w.recovered(ctx, ended, limit)
-	if err == nil {
-		err = w.died()
-	}
 	for i := range outcomes {
 		outcomes[i].recovery = took
 	}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -223,10 +224,25 @@ func (w *world) died() error {
 	var errs []error
 	for _, p := range w.all() {
 		if !p.Running() {
-			errs = append(errs, fmt.Errorf("%s died by itself; its last words: %s", p.Name, p.Tail()))
+			errs = append(errs, fmt.Errorf("%s died by itself; its last words: %s", p.Name, w.lastWords(p)))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// lastWords is the last line of a process, or the panic that it ended with.
+func (w *world) lastWords(p *fleet.Process) string {
+	text, err := os.ReadFile(filepath.Join(w.dir, p.Name+".log"))
+	if err != nil {
+		return err.Error()
+	}
+	for _, sign := range []string{"\npanic: ", "\nfatal error: "} {
+		if at := strings.LastIndex(string(text), sign); at >= 0 {
+			line, _, _ := strings.Cut(string(text[at+1:]), "\n")
+			return line
+		}
+	}
+	return p.Tail()
 }
 
 // autopsy has the processes of the pipeline write into their logs where each goroutine
