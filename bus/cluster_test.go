@@ -261,7 +261,8 @@ func TestReplicasOfTheStreamAreThoseOfTheConfiguration(t *testing.T) {
 		if got := log.String(); want == "" && strings.Contains(got, "replicas") || !strings.Contains(got, want) {
 			t.Errorf("%d replicas wanted of 3: the log says %q", replicas, got)
 		}
-		probed, err := bus.Probe(deadline(t), bus.NATSOptions{URL: o.URL, Stream: "SONDE", Replicas: replicas, Security: o.Security})
+		probed, err := bus.Probe(deadline(t), bus.NATSOptions{URL: o.URL, Stream: "SONDE", Replicas: replicas,
+			Security: o.Security})
 		if got := strings.Join(probed.Differences, "; "); err != nil || (got != "") != (want != "") {
 			t.Errorf("%d replicas wanted of 3: the probe says %q, %v", replicas, got, err)
 		}

@@ -58,13 +58,14 @@ func TestAnAgentPublishesForItsTenantAlone(t *testing.T) {
 	_, as := tenants(t)
 	all := openNATS(t, as("materializer"))
 	alpha, beta := openNATS(t, as("agent-alpha")), openNATS(t, as("agent-beta"))
-	for subject, b := range map[string]bus.Bus{"sonde.v1.alpha.e.0.vectors.h.0": alpha, "sonde.v1.beta.e.0.vectors.h.0": beta} {
+	for subject, b := range map[string]bus.Bus{"sonde.v1.alpha.e.0.vectors.h.0": alpha,
+		"sonde.v1.beta.e.0.vectors.h.0": beta} {
 		if err := outcome(t, b, subject); err != nil {
 			t.Errorf("%s: %v", subject, err)
 		}
 	}
-	for subject, b := range map[string]bus.Bus{"sonde.v1.beta.e.0.vectors.h.0": alpha, "sonde.v1.alpha.e.0.requests.-._": beta,
-		"sonde.v1.alphabet.e.0.vectors.h.0": alpha} {
+	for subject, b := range map[string]bus.Bus{"sonde.v1.beta.e.0.vectors.h.0": alpha,
+		"sonde.v1.alpha.e.0.requests.-._": beta, "sonde.v1.alphabet.e.0.vectors.h.0": alpha} {
 		err := outcome(t, b, subject)
 		if !errors.Is(err, bus.ErrRefused) || !strings.Contains(err.Error(), "access rules of the broker") {
 			t.Errorf("%s of another tenant: %v", subject, err)
@@ -109,7 +110,8 @@ func TestAReaderSeesItsTenantAlone(t *testing.T) {
 			t.Errorf("the reader of beta reads %s", d.Subject)
 		}
 	}
-	for _, filters := range [][]string{nil, {"sonde.v1.alpha.>"}, {"sonde.v1.>"}, {"sonde.v1.alpha.>", "sonde.v1.beta.>"}} {
+	for _, filters := range [][]string{nil, {"sonde.v1.alpha.>"}, {"sonde.v1.>"},
+		{"sonde.v1.alpha.>", "sonde.v1.beta.>"}} {
 		theirs := subscribe(t, reader, bus.SubscribeOptions{Filters: filters})
 		d, err := theirs.Next(deadline(t))
 		if err == nil || !strings.Contains(err.Error(), "access rules of the broker do not allow") {
@@ -172,14 +174,16 @@ func TestOnlyTheDetectorStopsRequests(t *testing.T) {
 	}
 	defer stop()
 	detector := openNATS(t, as("detector"))
-	if reply, err := detector.Request(deadline(t), "sonde.cmd.alpha.e.0.abort", nil); err != nil || string(reply) != "stopped" {
+	reply, err := detector.Request(deadline(t), "sonde.cmd.alpha.e.0.abort", nil)
+	if err != nil || string(reply) != "stopped" {
 		t.Errorf("the detector: %q, %v", reply, err)
 	}
 	for _, user := range []string{"agent-alpha", "agent-beta", "reader-beta", "materializer"} {
 		ctx, cancel := contextOf(20 * time.Second)
 		reply, err := openNATS(t, as(user)).Request(ctx, "sonde.cmd.alpha.e.0.abort", nil)
 		cancel()
-		if err == nil || !strings.Contains(err.Error(), "access rules of the broker") || errors.Is(err, context.DeadlineExceeded) {
+		if err == nil || !strings.Contains(err.Error(), "access rules of the broker") ||
+			errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%s: %q, %v", user, reply, err)
 		}
 	}

@@ -51,7 +51,8 @@ func securedNATS(t *testing.T) (s *natstest.Server, dir string) {
 	return natstest.Need(t, natstest.Options{Lines: []string{
 		natstest.TLS(dir),
 		quoted("authorization { users: [ { user: sonde, password: %s }, { nkey: %s }, "+
-			"{ user: poor, password: %s, permissions { publish: _none, subscribe: \"_INBOX.>\" } } ] }", secret, public, secret),
+			"{ user: poor, password: %s, permissions { publish: _none, subscribe: \"_INBOX.>\" } } ] }", secret, public,
+			secret),
 	}}), dir
 }
 
@@ -108,7 +109,8 @@ func jwtNATS(t *testing.T) (s *natstest.Server, dir string) {
 
 func TestNATSWithCredentials(t *testing.T) {
 	s, dir := jwtNATS(t)
-	carriesMessages(t, bus.NATSOptions{URL: s.URL, Security: bus.NATSSecurity{CredsFile: filepath.Join(dir, "user.creds")}})
+	carriesMessages(t, bus.NATSOptions{URL: s.URL,
+		Security: bus.NATSSecurity{CredsFile: filepath.Join(dir, "user.creds")}})
 	refuses(t, "refuses the user, its password, its key or its credentials", dir, bus.NATSOptions{URL: s.URL,
 		Security: bus.NATSSecurity{CredsFile: filepath.Join(dir, "expired.creds")}})
 }

@@ -52,8 +52,9 @@ func schemaOf(t reflect.Type, path string, texts map[string]string) map[string]a
 		case "bus":
 			out["allOf"] = []any{never("url", "kafka"), never("url", "embedded"), never("kafka", "embedded"),
 				never("nats", "kafka"), never("nats", "embedded")}
-			out["dependentSchemas"] = map[string]any{"nats": map[string]any{"required": []string{"url"}}, "user": map[string]any{"anyOf": []any{
-				map[string]any{"required": []string{"url"}}, map[string]any{"required": []string{"kafka"}}}}}
+			out["dependentSchemas"] = map[string]any{"nats": map[string]any{"required": []string{"url"}},
+				"user": map[string]any{"anyOf": []any{
+					map[string]any{"required": []string{"url"}}, map[string]any{"required": []string{"kafka"}}}}}
 		}
 	case t.Kind() == reflect.Slice:
 		out["type"] = "array"

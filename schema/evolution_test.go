@@ -130,7 +130,8 @@ func later(t *testing.T, msg []byte, version string) []byte {
 	keys, values := append([]string{}, meta.Keys()...), append([]string{}, meta.Values()...)
 	values[meta.FindKey(keyVersion)] = version
 	keys, values = append([]string{"sonde.a_later_key"}, keys...), append([]string{"whatever it says"}, values...)
-	fields := append(rec.Schema().Fields(), arrow.Field{Name: "a_later_number", Type: arrow.PrimitiveTypes.Float64, Nullable: true},
+	fields := append(rec.Schema().Fields(),
+		arrow.Field{Name: "a_later_number", Type: arrow.PrimitiveTypes.Float64, Nullable: true},
 		arrow.Field{Name: "a_later_list", Type: arrow.ListOf(arrow.BinaryTypes.String), Nullable: true})
 	columns := append([]arrow.Array{}, rec.Columns()...)
 	numbers, lists := array.NewFloat64Builder(memory.DefaultAllocator), array.NewListBuilder(memory.DefaultAllocator,

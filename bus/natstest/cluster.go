@@ -52,7 +52,8 @@ func StartCluster(o Options) (*Cluster, error) {
 	c := &Cluster{}
 	for i := range c.Servers {
 		lines := append([]string{"server_name: node" + strconv.Itoa(i+1),
-			fmt.Sprintf("cluster { name: sonde, listen: %q, routes: [%s] }", ports[i], strings.Join(routes, ", "))}, o.Lines...)
+			fmt.Sprintf("cluster { name: sonde, listen: %q, routes: [%s] }", ports[i], strings.Join(routes, ", "))},
+			o.Lines...)
 		dir := filepath.Join(o.Dir, "node"+strconv.Itoa(i+1))
 		if c.Servers[i], err = newServer(Options{Dir: dir, Lines: lines}, ports[Nodes+i], ports[2*Nodes+i]); err != nil {
 			return nil, err

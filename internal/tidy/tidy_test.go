@@ -32,7 +32,7 @@ var layers = map[string][]string{
 	"dot":                    {},
 	"catalogue":              {}, // names of metrics and checks, for all who show them
 	"schema":                 {"ring2"},
-	"bus":                    {"catalogue"},
+	"bus":                    {"bus", "catalogue"},
 	"spool":                  {"bus", "catalogue"},
 	"spelling":               {},
 	"config":                 {"spelling"},

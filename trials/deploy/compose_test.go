@@ -47,9 +47,15 @@ type mount struct {
 	Target string `json:"target"`
 }
 
+func compose(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	return exec.Command("go", append([]string{"tool", "-modfile=" + mustAbs(t, root+"/tools/go.mod"), composeTool},
+		args...)...)
+}
+
 func loadCompose(t *testing.T, dir string) (f composeFile) {
 	t.Helper()
-	cmd := exec.Command("go", "tool", "-modfile="+mustAbs(t, root+"/tools/go.mod"), composeTool, "--format", "json", "compose.yaml")
+	cmd := compose(t, "--format", "json", "compose.yaml")
 	cmd.Dir = dir
 	out, err := cmd.Output()
 	var ended *exec.ExitError
@@ -98,9 +104,10 @@ func TestComposeFileIsRight(t *testing.T) {
 		}
 	}
 	bad := t.TempDir()
-	write(t, filepath.Join(bad, "compose.yaml"), strings.Replace(read(t, "deploy/compose/compose.yaml"), "restart:", "restarts:", 1))
-	cmd := exec.Command("go", "tool", "-modfile="+mustAbs(t, root+"/tools/go.mod"), composeTool, filepath.Join(bad, "compose.yaml"))
-	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "restarts") {
+	wrong := strings.Replace(read(t, "deploy/compose/compose.yaml"), "restart:", "restarts:", 1)
+	write(t, filepath.Join(bad, "compose.yaml"), wrong)
+	out, err := compose(t, filepath.Join(bad, "compose.yaml")).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "restarts") {
 		t.Errorf("a wrong key is passed over: %v, %s", err, out)
 	}
 }
@@ -109,8 +116,8 @@ func TestComposeFileIsRight(t *testing.T) {
 // for addresses and folders, which are this machine's.
 func properties(environment map[string]string) []string {
 	var out []string
-	here := []string{"listeners", "advertised.listeners", "controller.quorum.voters", "log.dirs", "controller.listener.names",
-		"listener.security.protocol.map"}
+	here := []string{"listeners", "advertised.listeners", "controller.quorum.voters", "log.dirs",
+		"controller.listener.names", "listener.security.protocol.map"}
 	for name, value := range environment {
 		key := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(name, "KAFKA_"), "_", "."))
 		if !slices.Contains(here, key) {
@@ -159,7 +166,8 @@ func (c *container) start(name string, s service, broker, listen string) {
 	for _, arg := range s.Command {
 		switch arg {
 		case "/etc/sonde/sonde.yaml":
-			write(t, config, c.here(replaced(t, read(t, "deploy/compose/sonde.yaml"), "kafka:9092", broker, "0.0.0.0:9464", listen)))
+			write(t, config, c.here(replaced(t, read(t, "deploy/compose/sonde.yaml"), "kafka:9092", broker, "0.0.0.0:9464",
+				listen)))
 			arg = config
 		case "0.0.0.0:8000":
 			arg = listen

@@ -17,8 +17,9 @@ import (
 
 // The fear: the first thing that an operator copies is refused.
 func TestExamplesAreValid(t *testing.T) {
-	for name, says := range map[string]string{"examples/sonde.yaml": "embedded bus in data/bus", "examples/nats-cluster.yaml": "bus at tls://nats1:4222",
-		"examples/kafka.yaml": "Kafka at kafka1:9093", "deploy/compose/sonde.yaml": "Kafka at kafka:9092"} {
+	for name, says := range map[string]string{"examples/sonde.yaml": "embedded bus in data/bus",
+		"examples/nats-cluster.yaml": "bus at tls://nats1:4222", "examples/kafka.yaml": "Kafka at kafka1:9093",
+		"deploy/compose/sonde.yaml": "Kafka at kafka:9092"} {
 		text := read(t, name)
 		if strings.HasPrefix(name, "deploy") { // its bundle is where compose.yaml mounts it
 			text = replaced(t, text, "/etc/sonde/detectors", mustAbs(t, root+"/detectors"))
@@ -54,7 +55,8 @@ type site struct {
 // newSite runs each configuration with the arguments of its name. They listen for HTTP
 // where the files say.
 func newSite(t *testing.T, dir string) *site {
-	return &site{t: t, dir: dir, socket: filepath.Join(dir, "data", "sonde.sock"), lake: filepath.Join(dir, "data", "lake")}
+	return &site{t: t, dir: dir, socket: filepath.Join(dir, "data", "sonde.sock"),
+		lake: filepath.Join(dir, "data", "lake")}
 }
 
 func freeAddress(t *testing.T) string {
@@ -84,8 +86,8 @@ func (s *site) startProgram(name, program, http string, args ...string) {
 func (s *site) capture() {
 	s.t.Helper()
 	address := freeAddress(s.t)
-	engine := spawn(s.t, "engine", s.dir, sonde(s.t), "engine", "--model", "arithmetic", "--listen", address, "--ring-socket", s.socket,
-		"--wait-agent", "20s")
+	engine := spawn(s.t, "engine", s.dir, sonde(s.t), "engine", "--model", "arithmetic", "--listen", address,
+		"--ring-socket", s.socket, "--wait-agent", "20s")
 	ready(s.t, "http://"+address+"/healthz", engine)
 	for range 3 {
 		answer, err := http.Post("http://"+address+"/v1/completions", "application/json",
@@ -138,8 +140,9 @@ func stop(t *testing.T, p *fleet.Process) {
 func TestExampleOfTheEmbeddedBusRuns(t *testing.T) {
 	dir := t.TempDir()
 	http := freeAddress(t)
-	write(t, filepath.Join(dir, "sonde.yaml"), replaced(t, read(t, "examples/sonde.yaml"), "127.0.0.1:4222", freeAddress(t),
-		"127.0.0.1:9464", http, "hooks: [resid_post, token_ids]", `hooks: ["*"]`))
+	text := replaced(t, read(t, "examples/sonde.yaml"), "127.0.0.1:4222", freeAddress(t), "127.0.0.1:9464", http,
+		"hooks: [resid_post, token_ids]", `hooks: ["*"]`)
+	write(t, filepath.Join(dir, "sonde.yaml"), text)
 	s := newSite(t, dir)
 	s.start("sonde", http, "run", "--config", "sonde.yaml")
 	s.capture()
@@ -156,8 +159,8 @@ func TestExampleOfANATSClusterRuns(t *testing.T) {
 	}
 	cluster := natstest.NeedCluster(t, natstest.Options{Lines: append(lines, natstest.TLS(dir))})
 	etc := filepath.Join(dir, "etc")
-	for from, to := range map[string]string{"ca.pem": "nats-ca.pem", "client.pem": "nats-client.pem", "client.key": "nats-client.key",
-		"user.creds": "nats.creds"} {
+	for from, to := range map[string]string{"ca.pem": "nats-ca.pem", "client.pem": "nats-client.pem",
+		"client.key": "nats-client.key", "user.creds": "nats.creds"} {
 		copyFile(t, filepath.Join(dir, from), filepath.Join(etc, to))
 	}
 	text := replaced(t, read(t, "examples/nats-cluster.yaml"), "tls://nats1:4222,tls://nats2:4222,tls://nats3:4222",
@@ -189,7 +192,8 @@ func TestExampleOfKafkaWithTLSRuns(t *testing.T) {
 	}
 	dir := t.TempDir()
 	etc := filepath.Join(dir, "etc")
-	for from, to := range map[string]string{"ca.pem": "kafka-ca.pem", "client.pem": "kafka-client.pem", "client.key": "kafka-client.key"} {
+	for from, to := range map[string]string{"ca.pem": "kafka-ca.pem", "client.pem": "kafka-client.pem",
+		"client.key": "kafka-client.key"} {
 		copyFile(t, filepath.Join(kafkaDir(), from), filepath.Join(etc, to))
 	}
 	write(t, filepath.Join(etc, "bus-password"), kafkatest.Password+"\n")

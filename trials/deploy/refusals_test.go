@@ -26,9 +26,10 @@ var natsWrong = []refusal{
 	{"wrong password", "the broker refuses the user, its password", nil, []string{"SONDE_BUS_PASSWORD=wrong-" + secret}},
 	{"unknown user", "the broker refuses the user, its password", []string{"user: sonde", "user: nobody"}, nil},
 	{"wrong authority", "signed by nobody that is trusted", []string{"ca.pem", "stranger.pem"}, nil},
-	{"no certificate", "refuses the client's certificate, or asks for one", []string{"cert_file: ", "# ", "key_file: ", "# "}, nil},
-	{"no TLS", "signed by nobody that is trusted", []string{"tls:", "tls: {} #", "enabled", "#", "ca_file", "#", "cert_file", "#",
-		"key_file", "#"}, nil},
+	{"no certificate", "refuses the client's certificate, or asks for one",
+		[]string{"cert_file: ", "# ", "key_file: ", "# "}, nil},
+	{"no TLS", "signed by nobody that is trusted", []string{"tls:", "tls: {} #", "enabled", "#", "ca_file", "#",
+		"cert_file", "#", "key_file", "#"}, nil},
 	{"missing right", "the access rules of the broker do not allow publishing to $JS.API.STREAM.INFO.SONDE",
 		[]string{"user: sonde", "user: poor"}, nil},
 }
@@ -37,7 +38,8 @@ var natsWrong = []refusal{
 var kafkaWrong = []refusal{
 	{"wrong password", "the broker refuses the user or its password", nil, []string{"SONDE_BUS_PASSWORD=wrong-" + secret}},
 	{"wrong authority", "signed by nobody that is trusted", []string{"ca.pem", "stranger.pem"}, nil},
-	{"no certificate", "refuses the client's certificate, or asks for one", []string{"cert_file: ", "# ", "key_file: ", "# "}, nil},
+	{"no certificate", "refuses the client's certificate, or asks for one",
+		[]string{"cert_file: ", "# ", "key_file: ", "# "}, nil},
 	{"missing right", "the access rules of the broker do not allow", []string{"stream: REFUSALS", "stream: NOTMINE"}, nil},
 }
 
@@ -66,8 +68,8 @@ func refuses(t *testing.T, right string, wrong []refusal) {
 				}
 			}
 			if code != 1 || said != 1 {
-				t.Errorf("%s: sonde %s: exit code %d after %s, and %d lines with %q; want 1 and 1:\n%s", r.name, command[0], code,
-					time.Since(began).Round(time.Millisecond), said, r.want, out)
+				t.Errorf("%s: sonde %s: exit code %d after %s, and %d lines with %q; want 1 and 1:\n%s", r.name, command[0],
+					code, time.Since(began).Round(time.Millisecond), said, r.want, out)
 			}
 			if strings.Contains(out, secret) || strings.Contains(out, "goroutine") {
 				t.Errorf("%s: sonde %s shows a secret or a stack:\n%s", r.name, command[0], out)
@@ -100,9 +102,10 @@ func TestMistakesWithAKafkaClusterAreOneLineAndExitCode1(t *testing.T) {
 	if err := broker.Allow(t.Context(), "sonde", "REFUSALS", kafkatest.Everything...); err != nil {
 		t.Fatal(err)
 	}
-	refuses(t, "bus:\n  user: sonde\n  stream: REFUSALS\n  kafka:\n    brokers: [\""+broker.Secured+"\"]\n    sasl: scram-sha-512\n"+
-		"    tls:\n      enabled: true\n      ca_file: "+filepath.Join(kafkaDir(), "ca.pem")+"\n      cert_file: "+
-		filepath.Join(kafkaDir(), "client.pem")+"\n      key_file: "+filepath.Join(kafkaDir(), "client.key")+"\n", kafkaWrong)
+	refuses(t, "bus:\n  user: sonde\n  stream: REFUSALS\n  kafka:\n    brokers: [\""+broker.Secured+"\"]\n"+
+		"    sasl: scram-sha-512\n    tls:\n      enabled: true\n      ca_file: "+filepath.Join(kafkaDir(), "ca.pem")+
+		"\n      cert_file: "+filepath.Join(kafkaDir(), "client.pem")+"\n      key_file: "+
+		filepath.Join(kafkaDir(), "client.key")+"\n", kafkaWrong)
 }
 
 // onlyLine is the one line of a text that holds something.
@@ -140,7 +143,8 @@ func TestAStreamThatIsNotThereIsOneLine(t *testing.T) {
 		if onlyLine(t, out, "it does not exist; start sonde run, which makes it"); code != 1 {
 			t.Errorf("%s: tap bus: exit code %d: %s", name, code, out)
 		}
-		if out, _ = run(t, dir, nil, "doctor", "--config", "sonde.yaml"); !strings.HasPrefix(onlyLine(t, out, "NOWHERE"), "ok") {
+		out, _ = run(t, dir, nil, "doctor", "--config", "sonde.yaml")
+		if !strings.HasPrefix(onlyLine(t, out, "NOWHERE"), "ok") {
 			t.Errorf("%s: doctor: %s", name, out)
 		}
 	}
@@ -154,7 +158,8 @@ func TestMessagesThatAreTooLargeForTheBrokerAreNamedAndHoldUpNothing(t *testing.
 	http := freeAddress(t)
 	write(t, filepath.Join(dir, "sonde.yaml"), "bus: {url: "+server.URL+"}\nhttp: {listen: "+http+"}\n"+everyHook)
 	out, code := run(t, dir, nil, "doctor", "--config", "sonde.yaml")
-	if line := onlyLine(t, out, "max_payload of the broker), and agent.batch_bytes"); !strings.HasPrefix(line, "fail") || code != 1 {
+	line := onlyLine(t, out, "max_payload of the broker), and agent.batch_bytes")
+	if !strings.HasPrefix(line, "fail") || code != 1 {
 		t.Errorf("doctor: exit code %d, %s", code, line)
 	}
 	s := newSite(t, dir)

@@ -15,7 +15,8 @@ import (
 
 // units are the files of deploy/systemd, by the name under which one is started.
 var units = map[string]string{"sonde.service": "sonde.service", "sonde@agent.service": "sonde@.service",
-	"sonde@materializer.service": "sonde@.service", "sonde@detector.service": "sonde@.service", "sonde@bus.service": "sonde@.service"}
+	"sonde@materializer.service": "sonde@.service", "sonde@detector.service": "sonde@.service",
+	"sonde@bus.service": "sonde@.service"}
 
 // mostExposure is the level, in tenths, up to which systemd-analyze calls a unit well
 // protected. What is left of it are the network and the sockets of the machine.
@@ -53,9 +54,10 @@ func TestUnitsAreRightAndHardened(t *testing.T) {
 	}
 	// That the check finds anything at all.
 	bad := filepath.Join(dir, "bad.service")
-	write(t, bad, strings.Replace(readFile(t, filepath.Join(dir, "sonde.service")), "NoNewPrivileges", "NoMorePrivileges", 1))
-	if out, _ := exec.Command("systemd-analyze", "verify", "--man=no", bad).CombinedOutput(); !strings.Contains(string(out),
-		"NoMorePrivileges") {
+	good := readFile(t, filepath.Join(dir, "sonde.service"))
+	write(t, bad, strings.Replace(good, "NoNewPrivileges", "NoMorePrivileges", 1))
+	out, _ := exec.Command("systemd-analyze", "verify", "--man=no", bad).CombinedOutput()
+	if !strings.Contains(string(out), "NoMorePrivileges") {
 		t.Errorf("a wrong key is passed over: %s", out)
 	}
 }
@@ -107,11 +109,12 @@ func TestUnitsAllowEverySystemCallThatSondeMakes(t *testing.T) {
 	}
 	dir := t.TempDir()
 	http := freeAddress(t)
-	write(t, filepath.Join(dir, "sonde.yaml"), "bus: {embedded: {listen: "+freeAddress(t)+"}}\nhttp: {listen: "+http+"}\n"+
-		"detectors: [{bundle: "+mustAbs(t, root+"/detectors/german")+"}]\n"+everyHook)
+	write(t, filepath.Join(dir, "sonde.yaml"), "bus: {embedded: {listen: "+freeAddress(t)+"}}\n"+
+		"http: {listen: "+http+"}\ndetectors: [{bundle: "+mustAbs(t, root+"/detectors/german")+"}]\n"+everyHook)
 	counts := filepath.Join(dir, "calls.txt")
 	wrapper := filepath.Join(dir, "traced")
-	write(t, wrapper, "#!/bin/sh\n# With -D, strace is the grandchild, and signals reach sonde.\nexec strace -D -f -c -U name -o "+counts+" "+sonde(t)+" \"$@\"\n")
+	// With -D, strace is the grandchild, and signals reach sonde.
+	write(t, wrapper, "#!/bin/sh\nexec strace -D -f -c -U name -o "+counts+" "+sonde(t)+" \"$@\"\n")
 	if err := os.Chmod(wrapper, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +122,8 @@ func TestUnitsAllowEverySystemCallThatSondeMakes(t *testing.T) {
 	s.startProgram("sonde", wrapper, http, "run", "--config", "sonde.yaml")
 	s.capture()
 	var made []string
-	for until := time.Now().Add(10 * time.Second); len(made) == 0 && time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+	for until := time.Now().Add(10 * time.Second); len(made) == 0 && time.Now().Before(until); {
+		time.Sleep(10 * time.Millisecond)
 		made = strings.Fields(readFile(t, counts)) // strace writes it when sonde has ended
 	}
 	if !slices.Contains(made, "fsync") || !slices.Contains(made, "mmap") {
