@@ -199,7 +199,9 @@ func TestKafkaReaderPassesOverWhatIsNotOurs(t *testing.T) {
 	name := ownTopic()
 	b := openKafka(t, bus.KafkaOptions{Brokers: []string{server.Address}, Stream: name})
 	p := newPublisher(b, "p", 100)
-	w := &kafka.Writer{Addr: kafka.TCP(server.Address), Topic: name, RequiredAcks: kafka.RequireAll,
+	transport := &kafka.Transport{} // the shared one knows a new topic seconds late
+	defer transport.CloseIdleConnections()
+	w := &kafka.Writer{Addr: kafka.TCP(server.Address), Transport: transport, Topic: name, RequiredAcks: kafka.RequireAll,
 		BatchTimeout: time.Millisecond, Compression: kafka.Gzip}
 	defer w.Close()
 	s := subscribe(t, b, bus.SubscribeOptions{})

@@ -194,6 +194,19 @@ func TestWrongFlagsAreExplained(t *testing.T) {
 	}
 }
 
+// A client that is only compared with must not come into the product by the back door.
+func TestTheProductHoldsNoOtherClientOfKafka(t *testing.T) {
+	list := exec.Command("go", "list", "-deps", "./cmd/sonde")
+	list.Dir = "../.."
+	packages, err := list.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := string(packages); !strings.Contains(text, "sonde/bus") || strings.Contains(text, "franz-go") {
+		t.Errorf("the product is made of %d packages, franz-go among them or no bus", strings.Count(text, "\n"))
+	}
+}
+
 // The whole page with tiny sizes: every section measures, and the results can be
 // read back.
 func TestThePageIsMeasured(t *testing.T) {
