@@ -71,13 +71,20 @@ func (s *Spool) spills() bool {
 	return s.spilling
 }
 
-// gather waits for more, so that one sync is of many messages.
+// gather waits for more, so that one sync is of many messages. Nobody is in a hurry
+// while the bus takes what is there: then its disk, which may be this one, goes first.
 func (s *Spool) gather() {
-	timer := time.NewTimer(s.o.SyncInterval)
+	wait, most := s.o.SyncInterval, s.o.SyncBytes
+	s.mu.Lock()
+	if time.Since(s.lastAnswer) < s.o.After/4 {
+		wait, most = max(wait, s.o.After/2), max(most, s.o.WindowBytes/2)
+	}
+	s.mu.Unlock()
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
 		s.mu.Lock()
-		enough := s.queueBytes >= s.o.SyncBytes
+		enough := s.queueBytes >= most
 		s.mu.Unlock()
 		if enough {
 			return

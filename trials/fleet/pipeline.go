@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -31,20 +32,25 @@ type Options struct {
 	EngineArgs []string // further flags of `sonde engine`
 	Rules      string   // YAML of policy.rules; empty keeps every hook of every token
 	CommitMS   int
+	LingerMS   int    // of the agent; 0 is 50
 	Whole      bool   // one process runs all roles, the detector included
 	Detector   string // bundle that the detector runs; "" is none
+	Mode       string // policy.mode; "" is best_effort
+	AgentKeys  string // further lines of YAML below agent
+	StreamKeys string // of the embedded bus; "" is a stream of 64 MiB that keeps 16
 }
 
 const everyRow = `    - {name: every row, hooks: ["*"]}
 `
 
 const configTemplate = `bus:
-  embedded: {store_dir: %[1]s/bus, listen: "%[2]s", max_bytes: 64MiB, retain_bytes: 16MiB}
+  embedded: {store_dir: %[1]s/bus, listen: "%[2]s", %[8]s}
 agent:
   socket: %[3]s
-  linger_ms: 50
+  linger_ms: %[11]d
   dead_letter: {dir: %[1]s/dead-letter/agent}
-policy:
+%[9]spolicy:
+  mode: %[10]s
   rules:
 %[4]smaterializer:
   lake: %[1]s/lake
@@ -85,8 +91,9 @@ func NewPipeline(o Options) (*Pipeline, error) {
 	// Only the agent serves metrics: the roles share one machine, and so its ports.
 	p.agentConfig = filepath.Join(o.Dir, "agent.yaml")
 	for file, http := range map[string]string{p.Config: "", p.agentConfig: p.agentAddress} {
-		text := fmt.Sprintf(configTemplate, o.Dir, p.busAddress, socket, rules, max(o.CommitMS, 10), http,
-			detectors)
+		text := fmt.Sprintf(configTemplate, o.Dir, p.busAddress, socket, rules, max(o.CommitMS, 10), http, detectors,
+			cmp.Or(o.StreamKeys, "max_bytes: 64MiB, retain_bytes: 16MiB"), o.AgentKeys, cmp.Or(o.Mode, "best_effort"),
+			cmp.Or(o.LingerMS, 50))
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return nil, fmt.Errorf("write the configuration of the trial: %w", err)
 		}

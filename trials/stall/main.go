@@ -18,6 +18,7 @@ import (
 	"sonde/schema"
 	"sonde/trials/fleet"
 	"sonde/trials/oracle"
+	"sonde/trials/steptime"
 )
 
 func main() {
@@ -66,7 +67,7 @@ func run(ctx context.Context, dir, binary string) error {
 	if err != nil {
 		return err
 	}
-	steps, err := readSteps(stepLog)
+	steps, err := steptime.Read(stepLog)
 	if err != nil {
 		return err
 	}
@@ -77,14 +78,14 @@ func run(ctx context.Context, dir, binary string) error {
 }
 
 // alternate measures in turns: running, stopped, running, stopped, running.
-func alternate(ctx context.Context, pipe *fleet.Pipeline) (running, stopped []window, err error) {
+func alternate(ctx context.Context, pipe *fleet.Pipeline) (running, stopped []steptime.Window, err error) {
 	const turn, settling = 30 * time.Second, 10 * time.Second
 	progress := fleet.NewProgress()
 	defer progress.Done()
-	measure := func(what string) (window, error) {
-		w := window{from: time.Now(), to: time.Now().Add(turn)}
-		for time.Now().Before(w.to) {
-			progress.Show("agent %s: %v to go", what, time.Until(w.to).Round(time.Second))
+	measure := func(what string) (steptime.Window, error) {
+		w := steptime.Window{From: time.Now(), To: time.Now().Add(turn)}
+		for time.Now().Before(w.To) {
+			progress.Show("agent %s: %v to go", what, time.Until(w.To).Round(time.Second))
 			if err := sleep(ctx, time.Second); err != nil {
 				return w, err
 			}
@@ -130,24 +131,24 @@ func sleep(ctx context.Context, d time.Duration) error {
 // printSteps shows step times and their ratios: of stopped to running, and, as a
 // measure of noise, of one running turn to the next. It is an error when the
 // engine waits for the stopped agent.
-func printSteps(steps []step, running, stopped []window) error {
-	a := alike("agent running", steps, sequences, running...)
-	b := alike("agent stopped (SIGSTOP, 30 s)", steps, sequences, stopped...)
+func printSteps(steps []steptime.Step, running, stopped []steptime.Window) error {
+	a := steptime.Alike("agent running", steps, sequences, running...)
+	b := steptime.Alike("agent stopped (SIGSTOP, 30 s)", steps, sequences, stopped...)
 	fmt.Printf("step time, steps with one token of each of %d sequences:\n  %v\n  %v\n", sequences, &a, &b)
 	const least = 1000
-	if len(a.durations) < least || len(b.durations) < least {
+	if len(a.Durations) < least || len(b.Durations) < least {
 		return fmt.Errorf("too few steps to compare: at least %d in each way of running", least)
 	}
-	fmt.Printf("  %s\n", compare("stopped / running:", &b, &a))
+	fmt.Printf("  %s\n", steptime.Compare("stopped / running:", &b, &a))
 	for i := 1; i < len(running); i++ {
-		x := alike("", steps, sequences, running[i-1])
-		y := alike("", steps, sequences, running[i])
-		fmt.Printf("  %s\n", compare("noise, running / running:", &y, &x))
+		x := steptime.Alike("", steps, sequences, running[i-1])
+		y := steptime.Alike("", steps, sequences, running[i])
+		fmt.Printf("  %s\n", steptime.Compare("noise, running / running:", &y, &x))
 	}
 	// An engine that waits for its agent would wait for tens of milliseconds a step:
 	// far more than any noise of a busy machine.
 	const most = 3
-	if b.quantile(0.5) > most*a.quantile(0.5) || b.quantile(0.99) > most*a.quantile(0.99) {
+	if b.Quantile(0.5) > most*a.Quantile(0.5) || b.Quantile(0.99) > most*a.Quantile(0.99) {
 		return fmt.Errorf("steps take more than %d times as long while the agent is stopped: the engine waits for it", most)
 	}
 	return nil
