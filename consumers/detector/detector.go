@@ -161,8 +161,8 @@ func New(o Options) (*Detector, error) {
 			breaker: breaker{rate: u.Bundle.Manifest.Limits.MaxStopRate}, metrics: r.metrics.of(name)})
 	}
 	var err error
-	r.member, err = group.New(group.Options{Bus: o.Bus, Kind: "detector", Name: groupName(o.Detectors), Period: o.Heartbeat,
-		Settle: o.Settle, Logger: o.Logger, Registerer: o.Registerer})
+	r.member, err = group.New(group.Options{Bus: o.Bus, Kind: "detector", Name: groupName(o.Detectors),
+		Period: o.Heartbeat, Settle: o.Settle, Logger: o.Logger, Registerer: o.Registerer})
 	if err != nil {
 		return nil, fmt.Errorf("start the detector: %w", err)
 	}

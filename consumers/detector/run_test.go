@@ -115,7 +115,8 @@ func TestRunJudgesWhatItReadsAndPublishesItsVerdicts(t *testing.T) {
 	if got := levels(rows); !slices.Equal(got, []string{LevelWarn, LevelStop, LevelWarn}) {
 		t.Errorf("levels %v", got)
 	}
-	if headers[0].Epoch == testEpoch || headers[0].Epoch != headers[2].Epoch || headers[0].WeightsDigest != "sha256:abc" || headers[2].Tenant != "other" {
+	if headers[0].Epoch == testEpoch || headers[0].Epoch != headers[2].Epoch ||
+		headers[0].WeightsDigest != "sha256:abc" || headers[2].Tenant != "other" {
 		t.Errorf("headers %+v", headers)
 	}
 	for i, want := range []struct{ prev, last schema.Cursor }{{schema.Cursor{}, schema.Cursor{Seq: 1, Row: 1}},

@@ -42,7 +42,8 @@ func (r *Detector) find(p *part, h *schema.Header, number uint64, request string
 		return s
 	}
 	key.tenant = strings.Clone(key.tenant)
-	s := &sample{key: key, part: p, request: strings.Clone(request), sample: index, engine: strings.Clone(h.Engine), rank: h.Rank,
+	s := &sample{key: key, part: p, request: strings.Clone(request), sample: index, engine: strings.Clone(h.Engine),
+		rank:   h.Rank,
 		prompt: -1, tracks: make([]*Track, len(r.judges)), slots: make([]uint64, len(r.judges))}
 	r.makeRoom(now)
 	r.open.put(key, s, now)

@@ -130,7 +130,8 @@ func New(o Options) (*Member, error) {
 		id: hex.EncodeToString(id[:]), heard: make(chan heartbeat, 4*maxMembers), tell: make(chan heartbeat, 1),
 		ended: make(chan ending), poke: make(chan struct{}, 1), tokens: map[int]uint64{},
 		others: map[string]map[int]position{},
-		peers:  map[string]*peer{}, holdings: map[int]*holding{}, intents: map[int]int{}, cool: map[int]int{}, patience: map[int]int{}}, nil
+		peers:  map[string]*peer{}, holdings: map[int]*holding{}, intents: map[int]int{}, cool: map[int]int{},
+		patience: map[int]int{}}, nil
 }
 
 // Trouble says why the member does not share in the work yet, "" when it does. It may

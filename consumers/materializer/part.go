@@ -24,7 +24,7 @@ type part struct {
 	sub     bus.Subscription
 
 	committed  atomic.Pointer[commitlog.Source] // nil before the first claim; Committed reads it
-	oldest     atomic.Int64                     // when the oldest open message was stored, ns since 1970, or 0; oldestAge reads it
+	oldest     atomic.Int64                     // when the oldest open message was stored, ns since 1970; oldestAge
 	chainsHeld atomic.Int64                     // chainCount reads it
 	trouble    atomic.Pointer[string]           // why commits fail, nil: they do not; Trouble reads it
 	announced  string                           // incarnation whose making was logged
