@@ -18,18 +18,19 @@ import sonde
 from sonde.lake import _elements
 
 
-def _tests() -> Any:
-    """Load the fixtures of the package's own tests, whose pipeline this is."""
-    path = Path(__file__).resolve().parents[1] / "tests" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("package_conftest", path)
+def _tests(name: str) -> Any:
+    """Load a file of the package's own tests, whose pipeline this is."""
+    path = Path(__file__).resolve().parents[1] / "tests" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"package_{name}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-_package = _tests()
-Pipeline, free_address = _package.Pipeline, _package.free_address
+_package = _tests("conftest")
+Pipeline, free_address, ROOT = _package.Pipeline, _package.free_address, _package.ROOT
+read_witness = _tests("witness").read_witness
 
 
 def wait_closed(run: Pipeline, epoch: str) -> sonde.Lake:

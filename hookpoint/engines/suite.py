@@ -111,16 +111,22 @@ class Canaries:
         """Give the tokens of a request, or behind the last request those of a prefix."""
         return self.first + owner * self.letters, self.first + (owner + 1) * self.letters
 
-    def jobs(self, prefix_tokens: int, prompt: tuple[int, int], answer: tuple[int, int], aborts: float) -> list[Job]:
-        """Make all jobs: half of them begin with a shared prefix, a fifth has two samples."""
+    def jobs(
+        self, prefix_tokens: int, prompt: tuple[int, int], answer: tuple[int, int], aborts: float, bound: bool = True
+    ) -> list[Job]:
+        """Make all jobs: half of them begin with a shared prefix, a fifth has two samples.
+
+        bound: the engine can keep a request to its own alphabet while it generates.
+        """
         shared = [self._word(self.count + p, prefix_tokens) for p in range(self.prefixes)]
         out = []
         for i in range(self.count):
             tokens = list(self.rng.choice(shared)) if i % 2 else []
             tokens += self._word(i, self.rng.randint(*prompt))
             new = self.rng.randint(*answer)
+            own = self.alphabet(i) if bound else (0, 0)
             abort = self.rng.randint(1, new) if self.rng.random() < aborts else 0
-            out.append(Job(f"canary-{i}", tokens, new, 2 if i % 5 == 0 else 1, self.alphabet(i), abort))
+            out.append(Job(f"canary-{i}", tokens, new, 2 if i % 5 == 0 else 1, own, abort))
         return out
 
     def _word(self, owner: int, length: int) -> list[int]:
@@ -200,6 +206,8 @@ class Judge:
                 stored[int(value[0]), position] += 1
         self._complete(key, job, answer, ids, by_hook)
         alone = self.subject.alone(tokens)
+        if answer.tokens is None:
+            self._greedy(key, tokens, len(job.prompt), alone[self.subject.sampled[0]])
         for hook, positions in by_hook.items():
             known = {} if plain is None else plain.seen.get(hook, {})
             for position, passes in positions.items():
@@ -233,13 +241,21 @@ class Judge:
                     out.append(token)
         return out
 
+    def _greedy(self, key: tuple[str, int], tokens: list[int], prompt: int, logits: np.ndarray) -> None:
+        """Hold tokens that the client never saw against those that a forward alone chooses, ties aside."""
+        for position in range(prompt, len(tokens)):
+            best = logits[position - 1]
+            if best[tokens[position]] < best.max() - 1e-2 * max(float(best.std()), 1e-6):
+                self._wrong(f"{key}, position {position} has token {tokens[position]}, which is not the likeliest")
+
     def _complete(self, key: tuple[str, int], job: Job, answer: Answer, ids: Mapping[int, object],
                   by_hook: Mapping[Hook, Mapping[int, object]]) -> None:  # fmt: skip
         """Look for what is missing: positions, hooks, sampled rows."""
         there = set(ids)
         first = min(there, default=0)
         self.verdict.cached += first
-        if there != set(range(first, first + len(there))) or first >= max(len(job.prompt), 1):
+        own = len(job.prompt) - (key[1] == 0)  # a further sample may begin behind the prompt that it shares
+        if there != set(range(first, first + len(there))) or first > max(own, 0):
             self._wrong(f"{key} has the positions {sorted(there)}")
         if answer.tokens is not None and answer.finish != "abort":
             last = len(job.prompt) + len(answer.tokens) - 1  # the last token is never computed

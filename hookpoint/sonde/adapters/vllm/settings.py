@@ -32,6 +32,7 @@ class Settings:
     data_bytes: int = 64 << 20  #: of the ring
     engine: str = ""  #: name of the instance; "": vllm-<process id>
     token_ids: bool = True
+    weights_digest: str = ""  #: to which detectors are bound; "": of model.safetensors, if the model is one small file
 
     @classmethod
     def of(cls, additional: Any) -> Settings | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +22,14 @@ from sonde.adapters.vllm.settings import ASKED, Settings, request_of
 from sonde.errors import CaptureError
 from sonde.gather import Gatherer
 from sonde.recorder import Recorder, WriterSettings
-from sonde.rows import grid
+from sonde.rows import ELEMENTS, grid
 from sonde.step import Finish, Unidentified
 from sonde.taps import Forward
 
 log = logging.getLogger("sonde")
 
 MAX_REPORTED = 256  # different problems that are told apart; further ones are only counted
+DIGESTED = 2 << 30  # bytes of weights that are read at the start for their digest
 CLOSE_TIMEOUT = 10.0  # seconds that the end waits for the agent
 
 SILENT = (
@@ -321,6 +324,8 @@ def _writer(config: Any, settings: Settings, version: str, on_abort: Any, on_log
         engine = f"{engine}-{parallel.data_parallel_rank}"
     text = model.hf_text_config
     number = {"layers": "num_hidden_layers", "d_model": "hidden_size", "vocab": "vocab_size"}
+    served = model.served_model_name or model.model
+    digest = settings.weights_digest or _digest(Path(model.model) / "model.safetensors")
     return WriterSettings(
         socket=settings.socket,
         mode=settings.mode,
@@ -329,10 +334,23 @@ def _writer(config: Any, settings: Settings, version: str, on_abort: Any, on_log
         on_abort=on_abort,
         on_log=on_log,
         meta={
-            "name": str(model.served_model_name or model.model),
+            "name": str(served[0] if isinstance(served, list) else served),
+            "revision": digest.removeprefix("sha256:")[:12],
+            "weights_digest": digest,
+            "quantisation": str(model.quantization or ELEMENTS.get(getattr(text, "dtype", None), "")),
             "engine": "vllm",
             "engine_version": version,
-            "quantisation": str(model.quantization or ""),
             **{k: v for k, n in number.items() if isinstance(v := getattr(text, n, 0), int)},
         },
     )
+
+
+def _digest(weights: Path) -> str:
+    """Name the weights as detectors are bound to them; "": they are in several files, large, or not here."""
+    if not weights.is_file() or weights.stat().st_size > DIGESTED:
+        return ""
+    digest = hashlib.sha256()
+    with weights.open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
