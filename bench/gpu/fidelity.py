@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import decoder
+import logits
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,11 +14,12 @@ import pyarrow.parquet as pq
 import rig
 import torch
 import transformers
+from engine import Engine, Request, poisson, serve
 
 import sonde
 
 Expected = list[list[np.ndarray]]  # of each tap and request: [positions, elements], the bits of bf16
-RING = 1 << 30
+RING = 1 << 30 if rig.ON_GPU else 1 << 26
 
 
 class Clones:
@@ -47,7 +50,7 @@ def eager_generate(model: Any, run: Run, calls: int, rows: int, new: int) -> Non
         ids = torch.randint(3, 900, (rows, width), generator=generator)
         mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths])
         with run.capture.request(*(f"{call}-{r}" for r in range(rows))):
-            model.generate(ids.cuda(), attention_mask=mask.cuda(), max_new_tokens=new, do_sample=False)
+            model.generate(ids.to(rig.DEVICE), attention_mask=mask.to(rig.DEVICE), max_new_tokens=new, do_sample=False)
         for seen, into in zip(clones.take(), run.expected, strict=True):
             whole = bits(torch.cat(seen, 1))
             into += [whole[r, width - n :] for r, n in enumerate(lengths)]
@@ -74,7 +77,7 @@ def compiled(mode: str | None) -> Callable[..., None]:
 
         step = torch.compile(forward, mode=mode, fullgraph=True)
         for call in range(calls):
-            ids = torch.randint(3, 900, (rows, columns), device="cuda")
+            ids = torch.randint(3, 900, (rows, columns), device=rig.DEVICE)
             torch.compiler.cudagraph_mark_step_begin()
             with run.capture.request(*(f"{call}-{r}" for r in range(rows))):
                 out = step(ids)
@@ -120,9 +123,10 @@ def graph_decode(model: Any, run: Run, calls: int, rows: int, columns: int) -> N
 class Run:
     """A capture, and what the table must have of it."""
 
-    def __init__(self, capture: sonde.Capture, taps: list[Any]) -> None:
-        """Nothing is expected yet."""
-        self.capture, self.taps, self.requests = capture, taps, []  # type: sonde.Capture, list[Any], list[str]
+    def __init__(self, capture: Any, taps: list[Any], socket: str) -> None:
+        """Nothing is expected yet. capture: None where who computes makes it."""
+        self.capture, self.taps, self.socket = capture, taps, socket
+        self.requests: list[str] = []
         self.expected: Expected = [[] for _ in taps]
 
     def compare(self, lake: sonde.Lake) -> dict[str, int]:
@@ -180,55 +184,115 @@ def _codes(column: pa.Array, number: dict[str, int]) -> np.ndarray:
     return codes[encoded.indices.to_numpy()]
 
 
-def unchanged_logits(model: Any, socket: str) -> dict[str, Any]:
-    """Compare logits of eager forwards with and without a capture, bit for bit."""
-    same, batches = 0, 8
-    inputs = [torch.randint(3, 900, (4, 16), device="cuda") for _ in range(batches)]
-    before = [model(input_ids=x).logits for x in inputs]
-    with sonde.attach(model, rig.HOOKS[6], socket=socket):
-        during = [model(input_ids=x).logits for x in inputs]
-    for a, b in zip(before, during, strict=True):
-        same += torch.equal(a, b)
-    return {"batches": batches, "equal": same, "repeated without capture, equal": sum(
-        torch.equal(a, model(input_ids=x).logits) for a, x in zip(before, inputs, strict=True))}  # fmt: skip
+def continuous(model: Any, run: Run, calls: int, rows: int, columns: int) -> None:
+    """Serve requests that arrive one by one: chunks of prompts, batches of changing size, slots that are used again."""
+    engine = Witness(model, run)
+    run.capture = engine.capture
+    for call in range(calls):
+        arrivals = poisson(rows * 4.0, 6.0 if rig.ON_GPU else 0.1, (columns // 4, columns), (4, columns), call)
+        prompts = torch.randint(3, model.config.vocab_size, (len(arrivals), columns), device=rig.DEVICE)
+        run.requests += [r.name for r in arrivals]
+        for into in run.expected:
+            into += [np.zeros((r.prompt + r.new - 1, engine.width), np.uint16) for r in arrivals]
+        serve(engine, arrivals, prompts, engine.sizes[-1])
+        rig.settle(run.capture)
+
+
+class Witness(Engine):
+    """An engine that keeps clones of what the taps saw in each step, made by the very graph that was replayed."""
+
+    def __init__(self, model: Any, run: Run) -> None:
+        """run: expects what is cloned."""
+        self._seen: dict[int, torch.Tensor] = {}
+        self._clones: dict[int, torch.Tensor] = {}
+        self._run, self._plain = run, False
+        self.width = model.config.hidden_size
+        super().__init__(model, 48 if rig.ON_GPU else 8, [3, 8, 24] if rig.ON_GPU else [2],
+                         hooks=decoder.HOOKS[6], socket=run.socket, mode="complete", data_bytes=RING)  # fmt: skip
+
+    def call(self, size: int) -> torch.Tensor:
+        """Keep the clones of this size, which a graph fills anew at each replay."""
+        if not self._plain:
+            rig.plain_hooks(self.model, self._run.taps, lambda i, x: self._seen.__setitem__(i, x.clone()))
+            self._plain = True
+        out = super().call(size)
+        self._clones[size] = torch.stack([self._seen[i].reshape(-1, self.width) for i in range(len(self._run.taps))])
+        return out
+
+    def _note(self, size: int, rows: list[tuple[Request, int, int, int]]) -> None:
+        seen = self._clones[size].view(torch.int16).cpu().numpy().view(np.uint16)
+        for r, first, position, count in rows:
+            at = self._run.requests.index(r.name)
+            for tap, into in enumerate(self._run.expected):
+                into[at][position : position + count] = seen[tap, first : first + count]
+
+    def compute_prompt(self, r: Request, ids: torch.Tensor) -> bool:
+        """Note the chunk."""
+        before = r.done
+        last = super().compute_prompt(r, ids)
+        self._note(0, [(r, 0, before, r.done - before)])
+        return last
+
+    def compute_tokens(self, running: Sequence[Request]) -> None:
+        """Note the tokens."""
+        places = [(r, i, r.length, 1) for i, r in enumerate(running)]
+        super().compute_tokens(running)
+        self._note(next(n for n in self.sizes if n >= len(running)), places)
 
 
 CASES: list[tuple[str, str, Callable[..., None], tuple[int, int, int]]] = [
-    ("small, eager generate, left padding", "small", eager_generate, (10, 32, 96)),
-    ("small, torch.compile default", "small", compiled(None), (8, 64, 64)),
-    ("small, torch.compile reduce-overhead", "small", compiled("reduce-overhead"), (8, 64, 64)),
-    ("small, CUDA graph decode", "small", graph_decode, (4, 64, 128)),
+    ("small, eager generate, left padding", "small", eager_generate, (14, 32, 96)),
+    ("small, torch.compile default", "small", compiled(None), (16, 64, 64)),
+    ("small, torch.compile reduce-overhead", "small", compiled("reduce-overhead"), (16, 64, 64)),
+    ("small, CUDA graph decode", "small", graph_decode, (6, 64, 128)),
+    ("small tight decoder, continuous batching", "tight small", continuous, (2, 8, 80)),
+    ("qwen3-8b tight decoder, continuous batching", "tight qwen3-8b", continuous, (1, 1, 40)),
     ("1.7b, eager generate, left padding", "1.7b", eager_generate, (1, 8, 48)),
     ("1.7b, CUDA graph decode", "1.7b", graph_decode, (1, 8, 64)),
 ]
+TRIAL: list[tuple[str, str, Callable[..., None], tuple[int, int, int]]] = [
+    ("trial, eager", "small", eager_generate, (1, 2, 3)),
+    ("trial, torch.compile", "small", compiled(None), (2, 2, 4)),
+    ("trial, continuous", "tight tiny", continuous, (1, 10, 12)),
+]
+
+
+def fidelity(results: rig.Results, agent: rig.Agent, name: str, shape: str, work: Any, how: tuple[int, ...]) -> None:
+    """Run one case."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    kind, _, size = shape.rpartition(" ")
+    if kind:
+        model: Any = decoder.make(size, 24, 192, rig.DEVICE)
+        r = Run(None, rig.taps(model, decoder.HOOKS[6]), agent.socket)
+    else:
+        model = rig.model(shape)
+        capture = sonde.attach(model, rig.HOOKS[6], socket=agent.socket, token_ids=False, mode="complete",
+                               data_bytes=RING)  # fmt: skip
+        capture.wait_attached()
+        r = Run(capture, rig.taps(model, rig.HOOKS[6]), agent.socket)
+    work(model, r, *how)
+    rig.synchronize()
+    r.capture.detach(120)
+    stats = r.capture.stats()
+    counts = r.compare(agent.wait_stored(r.capture, 240))
+    skips = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+    results.add(f"fidelity: {name}", **counts, requests=len(r.requests), forwards=stats.forwards,
+                captured=stats.captured_rows, dropped=stats.dropped_rows, aborted=stats.aborted_rows,
+                problems=stats.problems, cudagraph_skips=skips)  # fmt: skip
 
 
 @torch.no_grad()
-def run(results: rig.Results) -> None:
+def run(results: rig.Results, only: str) -> None:
     """Run the cases that are not measured yet."""
+    logits.run(results, only)
+    if only.startswith("logits"):
+        return
     with rig.agent("*", stored=True) as agent:
-        for name, shape, work, how in CASES:
-            if results.has(f"fidelity: {name}"):
+        for name, shape, work, how in CASES if rig.ON_GPU else TRIAL:
+            if only not in name or results.has(f"fidelity: {name}"):
                 continue
-            torch.compiler.reset()
-            torch._dynamo.utils.counters.clear()
-            model = rig.model(shape)
-            chosen = rig.taps(model, rig.HOOKS[6])
-            capture = sonde.attach(model, rig.HOOKS[6], socket=agent.socket, token_ids=False, mode="complete",
-                                   data_bytes=RING)  # fmt: skip
-            capture.wait_attached()
-            r = Run(capture, chosen)
-            work(model, r, *how)
-            torch.cuda.synchronize()
-            capture.detach(120)
-            stats = capture.stats()
-            counts = r.compare(agent.wait_stored(capture, 240))
-            skips = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
-            results.add(f"fidelity: {name}", **counts, forwards=stats.forwards, captured=stats.captured_rows,
-                        dropped=stats.dropped_rows, aborted=stats.aborted_rows, problems=stats.problems,
-                        cudagraph_skips=skips)  # fmt: skip
-            del model, capture, r
-            torch.cuda.empty_cache()
-        for shape in ("small", "1.7b"):
-            results.add(f"fidelity: {shape}, eager logits", **unchanged_logits(rig.model(shape), agent.socket))
-        results.add("fidelity: lake verify", says=agent.verify())
+            fidelity(results, agent, name, shape, work, how)
+            if rig.ON_GPU:
+                torch.cuda.empty_cache()
+        results.add("fidelity: lake verify", cases=only or "all", says=agent.verify())

@@ -7,9 +7,11 @@ import copy
 import datetime
 import json
 import os
+import socket
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ from sonde.taps import first_tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 
+#: Without a GPU the parts run as a trial: small shapes, eager steps where graphs would be, figures that say nothing.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ON_GPU = DEVICE == "cuda"
+
 #: Hooks of one layer: one residual, and six tensors.
 HOOKS = {1: ["resid_post"], 6: ["resid_post", "resid_mid", "attn_out", "mlp_out", "q", "z"]}
 
@@ -39,16 +45,17 @@ SHAPES = {
 
 CONFIG = """\
 bus:
-  embedded: {{store_dir: {dir}/bus, listen: "127.0.0.1:0", sync: interval, max_bytes: 24GiB, retain_bytes: 24GiB}}
-agent: {{socket: {dir}/s, dead_letter: {{dir: {dir}/dead/agent}}}}
-policy: {{rules: [{{name: bench, hooks: ["{hooks}"]}}]}}
+  embedded: {{store_dir: {dir}/bus, listen: "{bus}", sync: interval, max_bytes: 24GiB, retain_bytes: 64MiB}}
+agent: {{socket: {dir}/s, wait: {wait}, dead_letter: {{dir: {dir}/dead/agent}}}}
+policy: {{rules: [{{name: bench, hooks: ["{hooks}"], layers: [{layers}]}}]}}
 materializer: {{lake: {dir}/lake, commit_interval_ms: 500, dead_letter_dir: {dir}/dead/materializer}}
-http: {{listen: ""}}
+detectors: [{detectors}]
+http: {{listen: "{http}"}}
 """
 
 
 def model(shape: str, layers: int = 0) -> transformers.PreTrainedModel:
-    """Make a Qwen3 of random bf16 weights on the GPU."""
+    """Make a Qwen3 of random bf16 weights on the device."""
     torch.manual_seed(0)
     config = transformers.Qwen3Config(**SHAPES[shape], max_position_embeddings=4096, pad_token_id=0, eos_token_id=None)
     if layers:
@@ -58,7 +65,7 @@ def model(shape: str, layers: int = 0) -> transformers.PreTrainedModel:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with torch.device("cuda"):
+        with torch.device(DEVICE):
             return transformers.Qwen3ForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(before)
@@ -69,6 +76,15 @@ def twin(m: torch.nn.Module) -> Any:
     shared: dict[int, Any] = {id(p): p for p in m.parameters()}
     shared.update({id(b): b for b in m.buffers()})
     return copy.deepcopy(m, shared)
+
+
+def prepare_states(m: Any) -> None:
+    """Let a Hugging Face model give its hidden states under fullgraph, which wants the hooks for it there before."""
+    try:
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+    except ImportError:  # a version that has no need of it
+        return
+    maybe_install_capturing_hooks(m.model)
 
 
 def taps(m: torch.nn.Module, hooks: Sequence[str]) -> list[Tap]:
@@ -114,24 +130,51 @@ class Slots:
         self.position += 1
 
 
+def free_address() -> str:
+    """Find a port that nobody has."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{s.getsockname()[1]}"
+
+
 class Agent:
     """`sonde run` in a folder of its own, with the table or without it."""
 
-    def __init__(self, hooks: str, stored: bool) -> None:
-        """hooks: of the policy's one rule."""
+    def __init__(
+        self, hooks: str, stored: bool, wait: str = "poll", detector: str = "", layers: Sequence[int] = ()
+    ) -> None:
+        """hooks, layers: of the policy's rule; no layers: all. detector: `{bundle: …, mode: …}`, if there is one."""
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="sonde-", dir=memory))
         self.socket, self.lake = f"{self.folder}/s", self.folder / "lake"
-        (self.folder / "sonde.yaml").write_text(CONFIG.format(dir=self.folder, hooks=hooks))
+        self.bus, self._http = free_address(), free_address()
+        text = CONFIG.format(dir=self.folder, bus=self.bus, wait=wait, hooks=hooks, detectors=detector, http=self._http,
+                             layers=", ".join(map(str, layers)) or "all")  # fmt: skip
+        (self.folder / "sonde.yaml").write_text(text)
         roles = [] if stored else ["--role", "bus", "--role", "agent"]
         self._log = (self.folder / "log").open("wb")
         command = [str(ROOT / "build" / "sonde"), "run", "--config", f"{self.folder}/sonde.yaml", *roles]
-        self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
+        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
         end = time.monotonic() + 30
         while not Path(self.socket).exists():
-            if self._process.poll() is not None or time.monotonic() > end:
+            if self.process.poll() is not None or time.monotonic() > end:
                 raise SystemExit(f"the agent did not start:\n{self.log()}")
             time.sleep(0.05)
+
+    def metric(self, name: str) -> float:
+        """Read a metric, the sum over its labels."""
+        with urllib.request.urlopen(f"http://{self._http}/metrics", timeout=5) as page:
+            lines = page.read().decode().splitlines()
+        return sum(float(x.rsplit(" ", 1)[1]) for x in lines if x.split("{")[0].split(" ")[0] == name)
+
+    def wait_idle(self, seconds: float) -> bool:
+        """Wait until the table has all that the stream has; False: it did not come to that in time."""
+        end = time.monotonic() + seconds
+        while self.metric("sonde_materializer_lag_messages") > 0:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
 
     def log(self) -> str:
         """Give the end of what it said."""
@@ -139,11 +182,15 @@ class Agent:
 
     def wait_stored(self, capture: sonde.Capture, seconds: float) -> sonde.Lake:
         """Wait until everything of a detached capture is in the table."""
+        return self.wait_closed(capture.epoch, seconds)
+
+    def wait_closed(self, epoch: str, seconds: float) -> sonde.Lake:
+        """Do the same for an epoch."""
         end = time.monotonic() + seconds
         while True:
             with contextlib.suppress(sonde.LakeError):
                 lake = sonde.open_lake(self.lake)
-                facts = lake.table("ledger", columns=["fact", "epoch"], epoch=capture.epoch)
+                facts = lake.table("ledger", columns=["fact", "epoch"], epoch=epoch)
                 if facts.num_rows and "closed" in facts["fact"].to_pylist():
                     return lake
             if time.monotonic() > end:
@@ -158,25 +205,81 @@ class Agent:
 
     def stop(self) -> None:
         """Stop it and remove its folder."""
-        self._process.terminate()
+        self.process.terminate()
         try:
-            self._process.wait(30)
+            self.process.wait(30)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
         self._log.close()
         subprocess.run(["rm", "-rf", str(self.folder)], check=False)
 
 
+def synchronize() -> None:
+    """Wait for the GPU."""
+    if ON_GPU:
+        torch.cuda.synchronize()
+
+
 def settle(capture: sonde.Capture, seconds: float = 60) -> None:
     """Wait until the agent has read what was captured."""
-    torch.cuda.synchronize()
+    synchronize()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         stats = capture.recorder.stats()
         if stats.detached == 0 and stats.claim == stats.release:
             return
         time.sleep(0.01)
+
+
+class Told:
+    """The identity of an engine that says before each step whose rows it computes."""
+
+    def __init__(self) -> None:
+        """Nothing is computed yet."""
+        self.now: Sequence[Range] = ()
+
+    def ranges(self, *_: object) -> Sequence[Range]:
+        """Name the rows of the step."""
+        return self.now
+
+    def finished(self, *_: object) -> None:
+        """Nothing follows from it."""
+
+
+class Step:
+    """A call that is recorded as a CUDA graph, or made anew each time where there is no GPU."""
+
+    def __init__(self, call: Callable[[], Any], capture: sonde.Capture | None, pool: Any = None) -> None:
+        """capture: of the model that is called; None: it has none. pool: as `torch.cuda.graph` takes it."""
+        self._call, self._told = call, None if capture is None else capture.identity
+        self._graph: Any = None
+        if capture is not None and ON_GPU:
+            self._graph = capture.graph(call, pool)
+            self.output = self._graph.output
+        elif ON_GPU:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                call()
+                call()
+            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=pool):
+                self.output = call()
+
+    def replay(self, ranges: Sequence[Range] = ()) -> Any:
+        """Run it; give what it returns, which is the same memory each time."""
+        if self._graph is None:
+            if self._told is not None:
+                self._told.now = ranges
+            self.output = self._call()
+        elif self._told is not None:
+            self._graph.replay(ranges)
+        else:
+            self._graph.replay()
+        return self.output
 
 
 class Results:
@@ -205,6 +308,8 @@ class Results:
 
 def machine() -> dict[str, str]:
     """Describe what is measured, and on what."""
+    if not ON_GPU:
+        return {"gpu": "none: a trial of the code", "torch": str(torch.__version__), "commit": ""}
     query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.max.sm", "--format=csv,noheader"]
     driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip().splitlines()
     commit = os.environ.get("SONDE_COMMIT") or subprocess.run(
@@ -217,9 +322,9 @@ def machine() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def agent(hooks: str, stored: bool) -> Iterator[Agent]:
-    """Run an agent for the length of a block."""
-    a = Agent(hooks, stored)
+def agent(hooks: str, stored: bool, **more: Any) -> Iterator[Agent]:
+    """Run an agent for the length of a block; arguments as those of `Agent`."""
+    a = Agent(hooks, stored, **more)
     try:
         yield a
     finally:
