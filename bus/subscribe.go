@@ -16,9 +16,9 @@ const (
 	pullBytes = 32 << 20
 	// heartbeat of a pull; a broker that misses two is taken for dead.
 	heartbeat = 5 * time.Second
-	// idleCheck is how often a reader with filters that gets nothing looks how far the
-	// stream has moved on without it.
-	idleCheck = 10 * time.Second
+	// idleCheck is how often a reader that gets nothing looks whether the stream has
+	// moved on without it.
+	idleCheck = 5 * time.Second
 	// forgetConsumer is when the broker forgets a reader that is gone.
 	forgetConsumer = time.Minute
 )
@@ -36,6 +36,7 @@ type subscription struct {
 
 	place
 	idle        time.Duration
+	owed        uint64        // end of the stream at the last look, if it was beyond next; 0: it was not, or something came
 	skippedTo   atomic.Uint64 // where next last moved on over messages of others
 	consumer    jetstream.Consumer
 	messages    jetstream.MessagesContext
@@ -112,37 +113,54 @@ func (s *subscription) Next(ctx context.Context) (Delivery, error) {
 	return Delivery{}, s.err
 }
 
-// wait waits for the next message of the consumer. With filters it now and then
-// ends with DeadlineExceeded, after it moved over messages of others: these may be
-// trimmed without harm to this reader.
+// wait waits for the next message of the consumer. When nothing comes for a while, it
+// ends with DeadlineExceeded, after it looked for the reason.
 func (s *subscription) wait(ctx context.Context) (jetstream.Msg, error) {
-	if len(s.atNATS) == 0 {
-		return s.messages.Next(jetstream.NextContext(ctx))
-	}
 	short, cancel := context.WithTimeout(ctx, s.idle)
 	defer cancel()
 	m, err := s.messages.Next(jetstream.NextContext(short))
-	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		s.skip(ctx)
+	if err == nil {
+		s.owed = 0
+	} else if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		s.silence(ctx)
 	}
 	return m, err
 }
 
-// skip moves behind the end of the stream when everything up to it was delivered.
-// The end is asked for first: what comes later is not skipped. Where the broker
-// does not answer, the reader stays where it is.
-func (s *subscription) skip(ctx context.Context) {
+// silence finds out why nothing comes although the stream has moved on. Twice in a row
+// must it have, as messages may be on their way. Then either they are messages of others,
+// and the reader moves over them: these may be trimmed without harm to it. Or the server
+// of a cluster that reads for us has fallen behind the one that leads the stream, as after
+// an error of its disk; it sends heartbeats all the same, so another consumer is made,
+// perhaps elsewhere. Where the broker does not answer, the reader stays as it is.
+func (s *subscription) silence(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	info, err := s.n.Info(ctx, s.partition)
+	before := s.owed
+	s.owed = 0
 	if err != nil || !s.belongs(info.Incarnation) || info.Last < s.next {
 		return
 	}
-	c, err := s.consumer.Info(ctx)
-	if err == nil && c.NumPending == 0 && c.Delivered.Consumer == s.consumerSeq {
-		s.next = info.Last + 1
-		s.skippedTo.Store(s.next)
+	s.owed = info.Last
+	if before == 0 {
+		return
 	}
+	if len(s.atNATS) > 0 {
+		c, err := s.consumer.Info(ctx)
+		if err != nil {
+			return
+		}
+		if c.NumPending == 0 && c.Delivered.Consumer == s.consumerSeq {
+			s.next = before + 1
+			s.skippedTo.Store(s.next)
+			return
+		}
+	}
+	s.n.log.Warn("the stream moves on and its reader at the broker does not; starting another one", "stream", s.stream,
+		"position", s.next, "last", info.Last)
+	s.owed = 0
+	s.drop()
 }
 
 // take checks the place of a message: after the last one of its consumer, and,
