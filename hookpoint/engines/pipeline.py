@@ -30,7 +30,7 @@ def _tests(name: str) -> Any:
 
 _package = _tests("conftest")
 Pipeline, free_address, ROOT = _package.Pipeline, _package.free_address, _package.ROOT
-read_witness = _tests("witness").read_witness
+summary, read_witness = _package.pytest_terminal_summary, _tests("witness").read_witness
 
 
 def wait_closed(run: Pipeline, epoch: str) -> sonde.Lake:

@@ -60,8 +60,8 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(worker.Adapter, "_layout", wrong)
 
     def half() -> None:
-        right = hooks.taken
-        monkeypatch.setattr(hooks, "taken", lambda x, residual, index: right(x, None, index))
+        right = hooks.Hook._pass
+        monkeypatch.setattr(hooks.Hook, "_pass", lambda self, x, residual: right(self, x, None))
 
     def one_sample() -> None:
         monkeypatch.setattr(settings, "sample_of", lambda internal, external: 0)

@@ -21,7 +21,7 @@ from vllm.exceptions import VLLMValidationError  # noqa: E402
 from vllm_offline import Offline  # noqa: E402
 
 import sonde  # noqa: E402
-from sonde.adapters.vllm import refuse, worker  # noqa: E402
+from sonde.adapters.vllm import refuse  # noqa: E402
 from sonde.adapters.vllm.abort import in_process  # noqa: E402
 from sonde.adapters.vllm.settings import Settings, sample_of  # noqa: E402
 from sonde.errors import CaptureError  # noqa: E402
@@ -143,11 +143,13 @@ def test_vllms_own_abort_has_its_traps(engine: Engine) -> None:
 
 def test_hooks_to_which_nothing_comes_are_an_alarm(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     adapter = engine.engine.engine_core.engine_core.model_executor.driver_worker.sonde
-    worker.hooks.listen(None)  # as a compiler would leave the taps out
+    for hook in adapter._hooks:
+        hook.take = lambda *_: None  # as a compiler would leave the taps out
     with caplog.at_level(logging.ERROR, "sonde"):
         engine.add("unheard", prompt=[51, 52])
         out = engine.finish()
-    worker.hooks.listen(adapter._take)
+    for hook in adapter._hooks:
+        hook.take = adapter._take
     assert len(out["unheard"].outputs[0].token_ids) == 6, "the engine goes on"
     assert engine.stats()["silent"] == 6
     assert [r.message for r in caplog.records if "nothing arrives" in r.message] == [caplog.records[0].message]

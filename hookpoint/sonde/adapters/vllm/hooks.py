@@ -135,9 +135,9 @@ def choose(model: nn.Module, patterns: Sequence[str], ranks: int) -> list[Engine
 class Hook:
     """The hook on one module: hands on the tensor of its tap."""
 
-    def __init__(self, index: int, tap: EngineTap) -> None:
-        """index: of the tap, for `take`."""
-        self.index, self.spot = index, tap.spot
+    def __init__(self, index: int, tap: EngineTap, take: Take) -> None:
+        """index: of the tap, for `take`, which is given tensors that live no longer than the call."""
+        self.index, self.spot, self.take = index, tap.spot, take
 
     def attach(self, module: nn.Module) -> Any:
         """Hook the module; give what removes it again."""
@@ -168,20 +168,20 @@ class Hook:
         if torch.compiler.is_compiling():
             torch.ops.sonde.engine_tap(x, residual, self.index)
         else:
-            taken(x, residual, self.index)
+            self.take(self.index, x, residual)
 
 
-_take: list[Take] = []  # of the model that this process captures
+_compiled: list[Take] = []  # of the one compiled model of this process; a graph of the cache knows no other
 
 
 def listen(take: Take | None) -> None:
-    """Say who takes tensors in this process, already copied; None: nobody."""
-    _take[:] = [] if take is None else [take]
+    """Say who takes the tensors of compiled code in this process; None: nobody."""
+    _compiled[:] = [] if take is None else [take]
 
 
 def taken(x: torch.Tensor, residual: torch.Tensor | None, index: int) -> None:
-    """Hand on a tensor or the sum of two."""
-    for take in _take:
+    """Hand on what compiled code passed."""
+    for take in _compiled:
         take(index, x, residual)
 
 

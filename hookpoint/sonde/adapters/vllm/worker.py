@@ -110,7 +110,8 @@ class Adapter:
         self._ignored: set[str] = set()  # internal ids of what is not captured, while they are computed
         self._closed = False
         modules = dict(runner.model.named_modules())
-        self._handles = [hooks.Hook(i, tap).attach(modules[tap.path]) for i, tap in enumerate(taps)]
+        self._hooks = [hooks.Hook(i, tap, self._take) for i, tap in enumerate(taps)]
+        self._handles = [hook.attach(modules[tap.path]) for hook, tap in zip(self._hooks, taps, strict=True)]
         hooks.listen(self._take)
         self._wrap(runner)
         scheduling.hear_end.append(self._end)
