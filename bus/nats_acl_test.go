@@ -65,7 +65,8 @@ func TestAnAgentPublishesForItsTenantAlone(t *testing.T) {
 		}
 	}
 	for subject, b := range map[string]bus.Bus{"sonde.v1.beta.e.0.vectors.h.0": alpha,
-		"sonde.v1.alpha.e.0.requests.-._": beta, "sonde.v1.alphabet.e.0.vectors.h.0": alpha} {
+		"sonde.v1.alpha.e.0.requests.-._": beta, "sonde.v1.alphabet.e.0.vectors.h.0": alpha,
+		"sonde.v1._.e.0.vectors.h.0": alpha} {
 		err := outcome(t, b, subject)
 		if !errors.Is(err, bus.ErrRefused) || !strings.Contains(err.Error(), "access rules of the broker") {
 			t.Errorf("%s of another tenant: %v", subject, err)
