@@ -11,9 +11,12 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"sonde/bus"
 	"sonde/bus/kafkatest"
 	"sonde/bus/natstest"
+	"sonde/bus/wiretest"
 	"sonde/trials/faultproxy"
 	"sonde/trials/fleet"
 )
@@ -33,7 +36,8 @@ type broker interface {
 	kill(node int) error
 	up(node int) error // starts a node and waits until it answers
 	signal(node int, s syscall.Signal) error
-	pid(node int) int // 0: it does not run
+	pid(node int) int   // 0: it does not run
+	well(node int) bool // what its health check says, where there is one
 	// leader is the node that leads a partition of the stream.
 	leader(ctx context.Context, partition int) (int, error)
 	// open connects past the proxies.
@@ -119,6 +123,8 @@ func (e *embedded) stop() {
 	}
 }
 
+func (e *embedded) well(int) bool { return true }
+
 func runningPID(p *fleet.Process) int {
 	if !p.Running() {
 		return 0
@@ -126,18 +132,23 @@ func runningPID(p *fleet.Process) int {
 	return p.PID()
 }
 
-func (e *embedded) signal(_ int, s syscall.Signal) error      { return e.process.Signal(s) }
-func (e *embedded) leader(context.Context, int) (int, error)  { return 0, nil }
-func (e *embedded) open(ctx context.Context) (bus.Bus, error) { return openNATS(ctx, e.url()) }
-
-func openNATS(ctx context.Context, url string) (bus.Bus, error) {
-	return bus.OpenNATS(ctx, bus.NATSOptions{URL: url, Partitions: partitions, Logger: slog.New(slog.DiscardHandler)})
+func (e *embedded) signal(_ int, s syscall.Signal) error     { return e.process.Signal(s) }
+func (e *embedded) leader(context.Context, int) (int, error) { return 0, nil }
+func (e *embedded) open(ctx context.Context) (bus.Bus, error) {
+	return openNATS(ctx, e.url(), bus.NATSSecurity{})
 }
 
-// cluster is three nats-servers.
+func openNATS(ctx context.Context, url string, security bus.NATSSecurity) (bus.Bus, error) {
+	return bus.OpenNATS(ctx, bus.NATSOptions{URL: url, Partitions: partitions, Security: security,
+		Logger: slog.New(slog.DiscardHandler)})
+}
+
+// cluster is three nats-servers that speak TLS: NATS itself has no checksums, and would
+// not notice turned bits.
 type cluster struct {
 	servers *natstest.Cluster
 	urls    [linkCount]string // of the proxies
+	ca      string            // file of the authority
 }
 
 func newCluster(w *world) (broker, error) {
@@ -148,11 +159,16 @@ func newCluster(w *world) (broker, error) {
 		os.Symlink(ill, filepath.Join(dir, "node1"))); err != nil {
 		return nil, err
 	}
-	servers, err := natstest.StartCluster(natstest.Options{Dir: dir})
+	if err := wiretest.Certificates(dir); err != nil {
+		return nil, err
+	}
+	file := func(name string) string { return filepath.Join(dir, name) }
+	servers, err := natstest.StartCluster(natstest.Options{Dir: dir, Lines: []string{
+		fmt.Sprintf("tls { cert_file: %q, key_file: %q }", file("server.pem"), file("server.key"))}})
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{servers: servers}
+	c := &cluster{servers: servers, ca: file("ca.pem")}
 	for link := range c.urls {
 		var urls []string
 		for _, s := range servers.Servers {
@@ -169,7 +185,8 @@ func newCluster(w *world) (broker, error) {
 }
 
 func (c *cluster) config(link int) string {
-	return fmt.Sprintf("  url: %q\n  nats: {replicas: %d}\n", c.urls[link], natstest.Nodes)
+	return fmt.Sprintf("  url: %q\n  nats: {replicas: %d, tls: {enabled: true, ca_file: %q}}\n", c.urls[link],
+		natstest.Nodes, c.ca)
 }
 
 func (c *cluster) nodes() int                              { return natstest.Nodes }
@@ -177,12 +194,13 @@ func (c *cluster) kill(node int) error                     { c.servers.Servers[n
 func (c *cluster) up(node int) error                       { return c.servers.Servers[node].Up() }
 func (c *cluster) signal(node int, s syscall.Signal) error { return c.servers.Servers[node].Signal(s) }
 func (c *cluster) pid(node int) int                        { return c.servers.Servers[node].PID() }
+func (c *cluster) well(node int) bool                      { return c.servers.Servers[node].Healthy() }
 func (c *cluster) close()                                  { c.servers.Kill() }
 
 func (c *cluster) leader(ctx context.Context, partition int) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	s, err := c.servers.Leader(ctx, fmt.Sprintf("SONDE-%d", partition))
+	s, err := c.servers.Leader(ctx, fmt.Sprintf("SONDE-%d", partition), nats.RootCAs(c.ca))
 	for i := range c.servers.Servers {
 		if c.servers.Servers[i] == s {
 			return i, err
@@ -191,7 +209,9 @@ func (c *cluster) leader(ctx context.Context, partition int) (int, error) {
 	return 0, err
 }
 
-func (c *cluster) open(ctx context.Context) (bus.Bus, error) { return openNATS(ctx, c.servers.URL()) }
+func (c *cluster) open(ctx context.Context) (bus.Bus, error) {
+	return openNATS(ctx, c.servers.URL(), bus.NATSSecurity{TLS: true, CAFile: c.ca})
+}
 
 // realKafka is a Kafka broker with a listener for each link, which it advertises as the
 // proxy before it.
@@ -244,6 +264,7 @@ func (k *realKafka) kill(int) error                           { k.Kill(); return
 func (k *realKafka) up(int) error                             { return k.Up() }
 func (k *realKafka) signal(_ int, s syscall.Signal) error     { return k.Signal(s) }
 func (k *realKafka) pid(int) int                              { return k.PID() }
+func (k *realKafka) well(int) bool                            { return true }
 func (k *realKafka) leader(context.Context, int) (int, error) { return 0, nil }
 func (k *realKafka) close() {
 	if k.Broker != nil {

@@ -60,7 +60,7 @@ func TestEachKindComesBeforeAnyComesTwice(t *testing.T) {
 }
 
 func TestArgumentsThatMakeNoSenseAreRefused(t *testing.T) {
-	for _, args := range []string{"-buses rabbit", "-faults 0", "-only [", "something", "-seed x"} {
+	for _, args := range []string{"-buses rabbit", "-faults 0", "-at-once 0", "-only [", "something", "-seed x"} {
 		if _, err := parse(strings.Fields(args)); err == nil {
 			t.Errorf("%q was taken", args)
 		}

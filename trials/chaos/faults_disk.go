@@ -18,9 +18,9 @@ var diskKinds = makeDiskKinds()
 func makeDiskKinds() []kind {
 	var out []kind
 	for _, place := range []string{"store", "lake", "spool"} {
-		for _, t := range []trouble{{"full disk", faultdisk.Sound, true}, {"I/O errors of writes", faultdisk.FailWrites, false},
-			{"I/O errors of fsync", faultdisk.FailSyncs, false}, {"read-only disk", faultdisk.ReadOnly, false},
-			{"slow disk", faultdisk.Slow, false}} {
+		for _, t := range []trouble{{"full disk", faultdisk.Sound, true},
+			{"I/O errors of writes", faultdisk.FailWrites, false}, {"I/O errors of fsync", faultdisk.FailSyncs, false},
+			{"read-only disk", faultdisk.ReadOnly, false}, {"slow disk", faultdisk.Slow, false}} {
 			k := kind{name: t.name + " under the " + place, group: disks, mixes: true, holdMS: seconds, limit: afterLost,
 				leaveDead: place == "store",
 				run:       func(ctx context.Context, w *world, f fault) error { return w.spoil(ctx, f, place, t) }}

@@ -127,6 +127,9 @@ func jumpClock(ctx context.Context, w *world, f fault) error {
 	if errors.Is(err, fleet.ErrNotHere) {
 		return err
 	}
+	if err != nil && !alive(pid) { // another fault has killed it
+		return errUnfelt
+	}
 	if err != nil {
 		return fmt.Errorf("take the clock of process %d: %w", pid, err)
 	}

@@ -97,7 +97,8 @@ func killEverything(ctx context.Context, w *world, f fault) error {
 			return err
 		}
 	}
-	return w.startNodes(ctx)
+	w.mend(ctx)
+	return nil
 }
 
 func killBroker(ctx context.Context, w *world, f fault) error {
@@ -126,12 +127,53 @@ func (w *world) killNodes(ctx context.Context, hold time.Duration, nodes ...int)
 		return err
 	}
 	w.heals()
-	return w.startNodes(ctx)
+	w.mend(ctx)
+	return nil
 }
 
 // brokerPatience is how long a supervisor tries to start a node: a start fails while its
 // disk does, and the nodes of a cluster wait for each other.
 const brokerPatience = 3 * time.Minute
+
+// illFor is how long a node's health check may fail before its supervisor starts it again.
+const illFor = 20 * time.Second
+
+// mend does beside everything else what a supervisor of the broker does: it starts nodes
+// that do not run, and once more those that say for a while that they are not well.
+// mended waits for it.
+func (w *world) mend(ctx context.Context) {
+	w.mending.Go(func() {
+		w.mendMu.Lock() // one supervisor at a time
+		defer w.mendMu.Unlock()
+		err := w.startNodes(ctx)
+		for node := range w.broker.nodes() {
+			if err == nil {
+				err = w.nurse(ctx, node)
+			}
+		}
+		w.mendErr = errors.Join(w.mendErr, err)
+	})
+}
+
+// nurse waits until a node is well, and starts it again when that takes too long.
+func (w *world) nurse(ctx context.Context, node int) error {
+	ill := time.Now()
+	for !w.broker.well(node) {
+		if time.Since(ill) > illFor {
+			return errors.Join(w.broker.kill(node), w.startNode(ctx, node))
+		}
+		if err := pause(ctx, 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mended waits until every node is well.
+func (w *world) mended() error {
+	w.mending.Wait()
+	return w.mendErr
+}
 
 // startNodes starts every node that does not run, all at once, and waits for them.
 func (w *world) startNodes(ctx context.Context) error {

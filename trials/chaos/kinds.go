@@ -109,7 +109,8 @@ var networkKinds = []kind{
 	{name: "answers lost", group: network, mixes: true, holdMS: seconds, limit: afterLost, run: swallowAnswers},
 	{name: "latency", group: network, mixes: true, holdMS: seconds, limit: soon, run: delayLinks},
 	{name: "few bytes a second", group: network, mixes: true, holdMS: seconds, limit: soon, run: slowLinks},
-	{name: "turned bits", group: network, buses: []busName{onKafka}, holdMS: seconds, limit: afterLost, run: corruptLinks},
+	{name: "turned bits", group: network, buses: []busName{onCluster, onKafka}, holdMS: seconds, limit: afterLost,
+		run: corruptLinks},
 }
 
 var otherKinds = []kind{

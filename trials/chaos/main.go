@@ -23,6 +23,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -36,6 +37,7 @@ type options struct {
 	buses       []busName
 	dir, binary string
 	out         string
+	atOnce      int
 	list        bool
 	only        *regexp.Regexp
 	plant       string
@@ -66,7 +68,8 @@ func parse(args []string) (o options, err error) {
 	flags.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "repeat a run by its seed")
 	flags.IntVar(&o.faults, "faults", 36, "how many faults on each bus")
 	buses := flags.String("buses", "nats,cluster,kafka", "which buses")
-	flags.StringVar(&o.dir, "dir", "data/chaos", "folder of the trial; it is emptied first, and kept when the trial fails")
+	flags.StringVar(&o.dir, "dir", "data/chaos", "folder of the trial: emptied first, and kept when the trial fails")
+	flags.IntVar(&o.atOnce, "at-once", 2, "how many buses at the same time")
 	flags.StringVar(&o.binary, "binary", "build/sonde", "the sonde binary")
 	flags.StringVar(&o.out, "out", "", "also write the table to this file")
 	only := flags.String("only", "", "only faults whose name this regular expression fits, to look into one")
@@ -84,9 +87,9 @@ func parse(args []string) (o options, err error) {
 		}
 		o.buses = append(o.buses, busName(name))
 	}
-	if o.faults < 1 || flags.NArg() > 0 {
-		return o, fmt.Errorf("-faults is %d, and takes 1 or more; no other arguments are taken, and there are %q", o.faults,
-			flags.Args())
+	if o.faults < 1 || o.atOnce < 1 || flags.NArg() > 0 {
+		return o, fmt.Errorf("-faults is %d and -at-once %d, and both take 1 or more; no other arguments are taken, and there "+
+			"are %q", o.faults, o.atOnce, flags.Args())
 	}
 	return o, nil
 }
@@ -115,27 +118,42 @@ func chaos(o options) int {
 	if o.plant != "" {
 		return provePlant(ctx, o, dir)
 	}
-	var results []*result
-	for _, on := range o.buses {
-		folder := filepath.Join(dir, string(on))
-		r, err := run(ctx, on, o, folder)
-		if ctx.Err() != nil {
-			fmt.Fprintln(os.Stderr, "chaos: interrupted")
-			_ = os.RemoveAll(dir) // What cannot be removed is in the folder that the next run empties.
-			return interrupted
-		}
-		if errors.Is(err, fleet.ErrNotHere) && len(r.outcomes) == 0 {
-			fmt.Printf("NOT RUN: chaos on %s: %v\n", on, err)
-			continue
-		}
-		results = append(results, r)
-		if err != nil {
-			failed(r, o, folder)
-			continue
-		}
-		fmt.Printf("%s: %d faults in %v, every row accounted for\n", on, r.injected(), r.took.Round(time.Second))
+	results := runAll(ctx, o, dir)
+	if ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "chaos: interrupted")
+		_ = os.RemoveAll(dir) // What cannot be removed is in the folder that the next run empties.
+		return interrupted
 	}
 	return conclude(o, dir, results)
+}
+
+// runAll runs on each bus, on some at the same time. A bus that this machine cannot run
+// is named and left out.
+func runAll(ctx context.Context, o options, dir string) []*result {
+	all := make([]*result, len(o.buses))
+	var running sync.WaitGroup
+	places := make(chan struct{}, o.atOnce)
+	for i, on := range o.buses {
+		running.Go(func() {
+			places <- struct{}{}
+			defer func() { <-places }()
+			folder := filepath.Join(dir, string(on))
+			r, err := run(ctx, on, o, folder)
+			switch {
+			case ctx.Err() != nil:
+			case errors.Is(err, fleet.ErrNotHere) && len(r.outcomes) == 0:
+				fmt.Printf("NOT RUN: chaos on %s: %v\n", on, err)
+			case err != nil:
+				all[i] = r
+				failed(r, o, folder)
+			default:
+				all[i] = r
+				fmt.Printf("%s: %d faults in %v, every row accounted for\n", on, r.injected(), r.took.Round(time.Second))
+			}
+		})
+	}
+	running.Wait()
+	return slices.DeleteFunc(all, func(r *result) bool { return r == nil })
 }
 
 // failed says what went wrong, after which faults, and where the rest lies.

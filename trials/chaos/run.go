@@ -104,11 +104,10 @@ func (w *world) strike(ctx context.Context, event []fault) ([]outcome, error) {
 		ended = time.Unix(0, at)
 	}
 	if leaveDead {
-		if err := w.startNodes(ctx); err != nil {
-			return outcomes, err
-		}
+		w.mend(ctx)
 	}
 	took, err := w.recovered(ctx, ended, limit)
+	err = errors.Join(err, w.mended())
 	for i := range outcomes {
 		outcomes[i].recovery = took
 	}

@@ -36,6 +36,10 @@ type world struct {
 	consumers []*fleet.Process // the last one is a guest: it runs during a fault alone
 	engines   []*engine
 
+	mending sync.WaitGroup
+	mendMu  sync.Mutex
+	mendErr error // mended reads it
+
 	current atomic.Int64 // the fault that new requests are charged to
 	healed  atomic.Int64 // wall clock, ns, at which the fault of the moment ended and its dead were started again
 	probes  atomic.Int64
@@ -262,6 +266,7 @@ func (w *world) close() error {
 		w.load.Wait()
 	}
 	var errs []error
+	w.mending.Wait()
 	for _, l := range w.links {
 		l.Close()
 	}

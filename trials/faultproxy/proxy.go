@@ -125,6 +125,9 @@ func (p *Proxy) Refuse() {
 	p.Reset()
 }
 
+// admitTries are made to listen again where Refuse has stopped.
+const admitTries = 50
+
 // Admit ends Refuse.
 func (p *Proxy) Admit() error {
 	p.mu.Lock()
@@ -133,6 +136,10 @@ func (p *Proxy) Admit() error {
 		return nil
 	}
 	l, err := net.Listen("tcp", p.address)
+	for tries := 0; err != nil && tries < admitTries; tries++ { // somebody's connection may have taken the port
+		time.Sleep(100 * time.Millisecond)
+		l, err = net.Listen("tcp", p.address)
+	}
 	if err != nil {
 		return fmt.Errorf("open the fault proxy again: %w", err)
 	}
