@@ -13,7 +13,7 @@ PART ?= 1
 GPU_PYTHON ?= python3
 
 .PHONY: help build demo kafka check fmt vet staticcheck tidy generate-check docs-reference test race
-.PHONY: libsonde test-c test-cuda test-python test-engines bench-engines test-spin fuzz soak long fidelity group torture bench bench-ring bench-stall bench-hookpoint clean
+.PHONY: libsonde test-c test-cuda test-python test-engines bench-engines test-spin fuzz soak long fidelity group torture chaos chaos-long bench bench-ring bench-stall bench-hookpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -181,6 +181,13 @@ group: build ## several materializers share a stream, are killed, stopped, woken
 
 torture: build ## at least 200 SIGKILLs of engine, agent, materializer and broker (SEED=n repeats a run)
 	go run ./trials/torture -seed $(SEED)
+
+chaos: build kafka ## at least 100 seeded faults of processes, disks, networks, clocks and groups on three buses (SEED=n repeats)
+	go run ./trials/chaos -seed $(SEED)
+
+chaos-long: build kafka ## chaos of five seeds, more than 500 faults, one seed after the other; tables in build/chaos
+	@mkdir -p build/chaos; failed=0; for n in 0 1 2 3 4; do seed=$$(($(SEED) + n)); \
+	  go run ./trials/chaos -seed $$seed -dir data/chaos-$$n -out build/chaos/seed-$$seed.md || failed=1; done; exit $$failed
 
 bench: build kafka ## each part against something bare in the same run, on one page; results in bench/results.jsonl
 	go run ./trials/bench
