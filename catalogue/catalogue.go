@@ -85,6 +85,8 @@ var Checks = []Check{
 		"compare the binding in detector.yaml with the model, and with the hooks and layers that the policy keeps"},
 }
 
+var gpuLabels = []Label{{Name: "gpu"}, {Name: "uuid"}, {Name: "name"}}
+
 // Sections lists all metrics.
 var Sections = []Section{
 	{"bus", "", []Metric{
@@ -287,5 +289,24 @@ var Sections = []Section{
 			"journal records of dead writers that made no sense"},
 		{"sonde_producer_dead_letter_files", gauge, nil, "files in the dead-letter directory"},
 		{"sonde_producer_dead_letter_bytes", gauge, nil, "bytes of the files in the dead-letter directory"},
+	}},
+	{"sonde-nvml", "Served by the program of that name alone. Label `gpu` is its index of this boot, `name` that of its " +
+		"make. What a GPU does not tell has no series.", []Metric{
+		{"sonde_nvml_busy_ratio", gauge, gpuLabels, "share of time in which a kernel ran"},
+		{"sonde_nvml_memory_busy_ratio", gauge, gpuLabels,
+			"share of time in which device memory was read or written"},
+		{"sonde_nvml_memory_used_bytes", gauge, gpuLabels, "device memory in use"},
+		{"sonde_nvml_memory_total_bytes", gauge, gpuLabels, "device memory"},
+		{"sonde_nvml_pcie_sent_bytes_per_second", gauge, gpuLabels, "from the GPU to the host"},
+		{"sonde_nvml_pcie_received_bytes_per_second", gauge, gpuLabels, "from the host to the GPU"},
+		{"sonde_nvml_pcie_replays_total", counter, gpuLabels, "transfers that were repeated"},
+		{"sonde_nvml_sm_clock_hertz", gauge, gpuLabels, "clock of the multiprocessors"},
+		{"sonde_nvml_memory_clock_hertz", gauge, gpuLabels, "clock of device memory"},
+		{"sonde_nvml_power_watts", gauge, gpuLabels, "electrical power"},
+		{"sonde_nvml_temperature_celsius", gauge, gpuLabels, "of the chip"},
+		{"sonde_nvml_throttle_reasons", gauge, gpuLabels, "bits of nvml.h that say why clocks are low"},
+		{"sonde_nvml_ecc_corrected_total", counter, gpuLabels, "errors of memory that were corrected"},
+		{"sonde_nvml_ecc_uncorrected_total", counter, gpuLabels, "errors of memory that were not"},
+		{"sonde_nvml_xid_errors_total", counter, gpuLabels, "XID errors since the program runs"},
 	}},
 }

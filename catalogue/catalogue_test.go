@@ -22,15 +22,15 @@ func TestTheMetricsPageIsThatOfTheCatalogue(t *testing.T) {
 // stateNames end in no unit, since they hold no quantity: 1 or 0, or a version.
 var stateNames = map[string]bool{"sonde_bus_connected": true, "sonde_bus_store_failed": true,
 	"sonde_engine_ring_attached": true, "sonde_detector_ready": true, "sonde_detector_breaker_open": true,
-	"sonde_lake_version": true, "sonde_spool_failed": true}
+	"sonde_lake_version": true, "sonde_spool_failed": true, "sonde_nvml_throttle_reasons": true}
 
 // units of gauges that count things.
-var units = regexp.MustCompile(`_(bytes|seconds|messages|rows|records|descriptors|files|ranks|chains|samples|members|partitions|` +
-	`sequences_max)$`)
+var units = regexp.MustCompile(`_(bytes|seconds?|ratio|hertz|watts|celsius|messages|rows|records|descriptors|files|` +
+	`ranks|chains|samples|members|partitions|sequences_max)$`)
 
 func TestEveryMetricFollowsTheRulesOfNames(t *testing.T) {
 	seen := map[string]bool{}
-	name := regexp.MustCompile(`^sonde_(bus|engine|detector|materializer|lake|producer|spool|group)_[a-z0-9_]+$`)
+	name := regexp.MustCompile(`^sonde_(bus|engine|detector|materializer|lake|producer|spool|group|nvml)_[a-z0-9_]+$`)
 	label := regexp.MustCompile(`^[a-z]+$`)
 	for _, s := range Sections {
 		if len(s.Metrics) == 0 {

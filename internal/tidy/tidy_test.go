@@ -49,6 +49,7 @@ var layers = map[string][]string{
 		"consumers", "catalogue", "modelconfig", "cmd"},
 	"trials": {"ring2", "dot", "schema", "bus", "config", "engine", "lakehouse", "producer", "consumers", "cmd",
 		"trials"},
+	"nvml":     {"catalogue"}, // a module of its own, because it needs cgo
 	"internal": {},
 }
 
