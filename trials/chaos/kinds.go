@@ -27,21 +27,23 @@ type kind struct {
 	// holdMS bounds how long it lasts.
 	holdMS [2]int
 	// limit is the stated time from its end until new rows of every engine are in the
-	// dataset; a Kafka broker that has to start adds brokerStart.
+	// dataset; where a node of the broker has to come back, brokerStart comes on top.
 	limit     time.Duration
-	restarts  bool // it ends with a start of the broker
-	leaveDead bool // a broker may die of it, and is started by its supervisor
+	restarts  bool // it ends with a start of a node of the broker, or with a node that was away
+	leaveDead bool // a node may die of it, and is started by its supervisor
 	run       func(ctx context.Context, w *world, f fault) error
 }
 
-// brokerStart is what a start of a Kafka broker adds to a limit.
+// brokerStart is what the return of a node adds to a limit: a Kafka broker reads its log
+// and waits until the controller forgets it; a node of a cluster catches up with the
+// others, and what it serves meanwhile lags behind.
 const brokerStart = 60 * time.Second
 
 func (k *kind) has(on busName) bool { return k.buses == nil || slices.Contains(k.buses, on) }
 
 // within is the stated time of recovery on a bus.
 func (k *kind) within(on busName) time.Duration {
-	if on == onKafka && (k.restarts || k.leaveDead) {
+	if on != onNATS && (k.restarts || k.leaveDead) {
 		return k.limit + brokerStart
 	}
 	return k.limit
@@ -80,21 +82,23 @@ var processKinds = []kind{
 	{name: "kill -9 broker", group: process, mixes: true, holdMS: moment, limit: afterLost, restarts: true,
 		run: killBroker},
 	{name: "kill -9 leader", group: process, mixes: true, buses: []busName{onCluster}, holdMS: short, limit: afterLost,
-		run: killLeader},
+		restarts: true, run: killLeader},
 	{name: "kill -9 two of three nodes", group: process, mixes: true, buses: []busName{onCluster}, holdMS: seconds,
-		limit: afterLost, run: killQuorum},
+		limit: afterLost, restarts: true, run: killQuorum},
 	{name: "kill -9 engine and agent", group: process, mixes: true, holdMS: moment, limit: soon, run: killBothEnds},
 	{name: "kill -9 agent, bus away", group: process, holdMS: seconds, limit: afterLost, run: killAgentWithSpool},
 	{name: "kill -9 everything", group: process, holdMS: moment, limit: afterLost, restarts: true, run: killEverything},
 	{name: "SIGSTOP engine", group: process, mixes: true, holdMS: short, limit: soon, run: freezeEngine},
 	{name: "SIGSTOP agent", group: process, mixes: true, holdMS: short, limit: soon, run: freezeAgent},
 	{name: "SIGSTOP consumer", group: process, mixes: true, holdMS: short, limit: soon, run: freezeConsumer},
-	{name: "SIGSTOP broker", group: process, mixes: true, holdMS: short, limit: afterLost, run: freezeBroker},
+	{name: "SIGSTOP broker", group: process, mixes: true, holdMS: short, limit: afterLost, restarts: true,
+		run: freezeBroker},
 	{name: "SIGSTOP leader", group: process, mixes: true, buses: []busName{onCluster}, holdMS: seconds, limit: afterLost,
-		run: freezeLeader},
+		restarts: true, run: freezeLeader},
 	{name: "SIGSTOP agent, past timeouts", group: process, holdMS: long, limit: soon, run: freezeAgent},
 	{name: "SIGSTOP consumer, past timeouts", group: process, holdMS: long, limit: soon, run: freezeConsumer},
-	{name: "SIGSTOP broker, past timeouts", group: process, holdMS: long, limit: afterLost, run: freezeBroker},
+	{name: "SIGSTOP broker, past timeouts", group: process, holdMS: long, limit: afterLost, restarts: true,
+		run: freezeBroker},
 	{name: "SIGSTOP engine, past timeouts", group: process, holdMS: long, limit: soon, run: freezeEngine},
 }
 

@@ -4,11 +4,7 @@
 // Kafka broker. What the engine computed must be in the dataset exactly once or be named
 // by the ledger, and after each fault new rows must arrive within a stated time.
 //
-//	go run ./trials/chaos -seed 7                      all buses
-//	go run ./trials/chaos -seed 7 -buses kafka -list   only print the schedule
-//
-// Exit codes: 0 all is well; 1 a row is not what it should be, or something did not
-// recover; 2 wrong arguments; 130 interrupted. With -plant, 0 says that the bug was found.
+// README.md has the faults, the judge, and what was measured.
 package main
 
 import (
@@ -63,8 +59,23 @@ func main() {
 	os.Exit(chaos(o))
 }
 
+const usage = `Do harm to pipelines of real processes, as a seed says, and account for every row.
+
+  chaos -seed 7                                    on all buses
+  chaos -seed 7 -buses kafka -list                 only print the schedule
+  chaos -seed 7 -buses nats -only 'kill -9 agent'  one kind of fault, to look into it
+
+Exit codes: 0 all is well; 1 a row is not what it should be, or something did not recover in
+its stated time; 2 wrong arguments; 130 interrupted. With -plant, 0 says that the bug was found.
+
+`
+
 func parse(args []string) (o options, err error) {
 	flags := flag.NewFlagSet("chaos", flag.ContinueOnError)
+	flags.Usage = func() {
+		fmt.Fprint(flags.Output(), usage)
+		flags.PrintDefaults()
+	}
 	flags.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "repeat a run by its seed")
 	flags.IntVar(&o.faults, "faults", 36, "how many faults on each bus")
 	buses := flags.String("buses", "nats,cluster,kafka", "which buses")
