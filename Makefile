@@ -13,7 +13,8 @@ PART ?= 1
 GPU_PYTHON ?= python3
 
 .PHONY: help build demo kafka check fmt vet staticcheck tidy generate-check docs-reference test race
-.PHONY: libsonde test-c test-cuda test-python test-engines bench-engines test-spin fuzz soak long fidelity group torture chaos chaos-long bench bench-ring bench-stall bench-hookpoint clean
+.PHONY: test-engines bench-engines
+.PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity group torture chaos chaos-long bench bench-ring bench-stall bench-hookpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
