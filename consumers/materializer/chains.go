@@ -70,6 +70,23 @@ func newChains(s *commitlog.Partition, partitions int, now func() time.Time) (*c
 	return c, nil
 }
 
+// divide notes epochs of which another partition has rows too: the stream was once
+// divided in another way, and only the table knows which rows there are.
+func (c *chains) divide(epochs []string) error {
+	for _, text := range epochs {
+		id, err := parseEpoch(text)
+		if err != nil {
+			return err
+		}
+		e := c.epoch(id)
+		e.askAll = true
+		for _, chain := range e.chains {
+			chain.ask = askAll
+		}
+	}
+	return nil
+}
+
 func epochText(id uint64) string { return fmt.Sprintf("%016x", id) }
 
 func parseEpoch(text string) (uint64, error) {

@@ -107,6 +107,9 @@ func (p *part) open(ctx context.Context, holds func(token uint64)) error {
 	if p.chains, err = newChains(before, p.o.Bus.Partitions(), p.o.now); err != nil {
 		return err
 	}
+	if err := p.chains.divide(lake.Divided(p.partition)); err != nil {
+		return err
+	}
 	p.chains.inTable = p.lookup.inTable
 	p.chains.elsewhere = func(epoch uint64) bool { return lake.KnownElsewhere(epochText(epoch), p.partition) }
 	p.pending = newPending(p.start(info, before.Source))

@@ -70,10 +70,10 @@ func engines(t testing.TB, n int, records uint64) (sources []*source, messages [
 
 func TestOneProcessReadsAllPartitionsWithinItsBounds(t *testing.T) {
 	b, lake := newPartitioned(t, 4), t.TempDir()
-	sources, messages := engines(t, 6, 40)
+	sources, messages := engines(t, 6, 30)
 	publish(t, b, messages)
 	o := options(b, lake)
-	o.CommitBytes = 32 << 10
+	o.CommitBytes, o.CommitInterval = 64<<10, 100*time.Millisecond
 	run := start(t, o)
 	drained(t, b, lake)
 	if n := len(run.m.held()); n != 4 {
@@ -291,11 +291,13 @@ func TestAPartitionThatIsMadeAnewIsReadFromItsStartAndNoOther(t *testing.T) {
 // the table has must be found there all the same.
 func TestAStreamThatIsDividedAnewRepeatsNoRow(t *testing.T) {
 	lake := t.TempDir()
-	sources, messages := engines(t, 5, 30)
+	sources, messages := engines(t, 5, 12)
 	for _, partitions := range []int{1, 3, 2} {
 		b := newPartitioned(t, partitions)
 		publish(t, b, messages)
-		run := start(t, options(b, lake))
+		o := options(b, lake)
+		o.CommitInterval = 100 * time.Millisecond // few files: the table itself is asked
+		run := start(t, o)
 		drained(t, b, lake)
 		if err := run.end(); err != nil {
 			t.Fatal(err)

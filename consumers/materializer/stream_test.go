@@ -314,7 +314,11 @@ func publish(t testing.TB, b bus.Bus, messages [][]byte) {
 func publishAll(b bus.Bus, messages [][]byte) error {
 	done := make(chan error, len(messages))
 	for i, m := range messages {
-		err := b.Publish(context.Background(), bus.Message{Subject: "sonde.v1.t.e.0.k.h.0", ID: fmt.Sprint(i), Data: m},
+		subject := "sonde.v1.t.e.0.k.h.0" // of what cannot be read
+		if h, err := schema.DecodeHeader(m); err == nil {
+			subject = schema.Subject(h)
+		}
+		err := b.Publish(context.Background(), bus.Message{Subject: subject, ID: fmt.Sprint(i), Data: m},
 			func(_ uint64, err error) { done <- err })
 		if err != nil {
 			return err

@@ -199,6 +199,32 @@ func (l *Log) KnownElsewhere(epoch string, partition int) bool {
 	return false
 }
 
+// Divided lists the epochs of a partition's chains of which another partition has, or
+// had, rows too.
+func (l *Log) Divided(partition int) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	own, both := map[string]bool{}, map[string]bool{}
+	for key := range l.state.partition(partition).Chains {
+		own[epochOf(key)] = true
+	}
+	for n, p := range l.state.Partitions {
+		if n == partition {
+			continue
+		}
+		for key := range p.Chains {
+			both[epochOf(key)] = own[epochOf(key)]
+		}
+		for epoch := range own {
+			if _, closed := p.Closed[epoch]; closed || p.Forgotten[epoch] {
+				both[epoch] = true
+			}
+		}
+	}
+	maps.DeleteFunc(both, func(_ string, is bool) bool { return !is })
+	return slices.Sorted(maps.Keys(both))
+}
+
 // files is the list of all files: those in manifests, and those that no manifest
 // lists yet.
 func (l *Log) files() (refs []manifestRef, loose []File) {

@@ -306,6 +306,15 @@ func TestEpochsOfOtherPartitionsAreKnown(t *testing.T) {
 			t.Errorf("epoch %s", epoch)
 		}
 	}
+	own := part(t, l, 0)
+	c = commitOf(2)
+	c.Chains = map[string]string{"000000000000000a.y": "1", "000000000000000c.y": "1", "000000000000000d.y": "1"}
+	if err := own.Commit(c); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.Divided(0); !slices.Equal(got, []string{"000000000000000a", "000000000000000c"}) {
+		t.Errorf("divided epochs %v", got)
+	}
 }
 
 // Processes join, claim, commit, die at any step, stop and go on as zombies; the

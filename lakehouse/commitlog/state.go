@@ -224,12 +224,12 @@ func (p *Partition) forget(epochs []string) {
 			p.Forgotten[epoch] = true
 		}
 		delete(p.Closed, epoch)
-		maps.DeleteFunc(p.Chains, func(key, _ string) bool { return ofEpoch(key, epoch) })
+		maps.DeleteFunc(p.Chains, func(key, _ string) bool { return epochOf(key) == epoch })
 	}
 }
 
-// ofEpoch reports whether a chain belongs to an epoch: its key begins with it.
-func ofEpoch(key, epoch string) bool { return len(key) > len(epoch) && key[:len(epoch)] == epoch }
+// epochOf is the epoch of a chain: its key begins with 16 hex digits of it.
+func epochOf(key string) string { return key[:min(len(key), 16)] }
 
 // knows reports whether the partition has, or had, rows of an epoch.
 func (p *Partition) knows(epoch string) bool {
@@ -237,7 +237,7 @@ func (p *Partition) knows(epoch string) bool {
 		return true
 	}
 	for key := range p.Chains {
-		if ofEpoch(key, epoch) {
+		if epochOf(key) == epoch {
 			return true
 		}
 	}
