@@ -102,6 +102,9 @@ func (s *subscription) Next(ctx context.Context) (Delivery, error) {
 		m, err := s.wait(ctx)
 		if err != nil {
 			if ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {
+				if errors.Is(err, jetstream.ErrNoHeartbeat) { // else the connection says it
+					s.n.log.Warn("the reader at the broker is silent; starting another one", "stream", s.stream, "position", s.next)
+				}
 				s.drop()
 			}
 			continue
