@@ -241,30 +241,14 @@ func TestKafkaReaderThatSleptReadsNothingOfANewTopic(t *testing.T) {
 	server := realKafka(t)
 	o := bus.KafkaOptions{Brokers: []string{server.Address}, Stream: ownTopic()}
 	b := openKafka(t, o)
-	publish := func(b bus.Bus, subject string, messages int) {
-		t.Helper()
-		stored := make(chan error, messages)
-		data := make([]byte, 9<<20) // more than one question brings
-		for range messages {
-			err := b.Publish(deadline(t), bus.Message{Subject: subject, Data: data}, func(_ uint64, err error) { stored <- err })
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-		for range messages {
-			if err := <-stored; err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	publish(b, "sonde.v1.old", 5)
+	publishLarge(t, b, "sonde.v1.old", 5)
 	s := subscribe(t, b, bus.SubscribeOptions{})
 	next(t, s)
 	time.Sleep(time.Second) // it reads ahead as far as it may
 	if err := bus.DeleteTopic(deadline(t), b); err != nil {
 		t.Fatal(err)
 	}
-	publish(openKafka(t, o), "sonde.v1.new", 8)
+	publishLarge(t, openKafka(t, o), "sonde.v1.new", 8)
 	for {
 		d, err := s.Next(deadline(t))
 		if errors.Is(err, bus.ErrIncarnation) {
@@ -273,5 +257,47 @@ func TestKafkaReaderThatSleptReadsNothingOfANewTopic(t *testing.T) {
 		if err != nil || d.Subject != "sonde.v1.old" {
 			t.Fatalf("got %s at %d, %v; want the end of the old topic", d.Subject, d.Seq, err)
 		}
+	}
+}
+
+// publishLarge stores messages that come alone, one with each question.
+func publishLarge(t *testing.T, b bus.Bus, subject string, messages int) {
+	t.Helper()
+	stored := make(chan error, messages)
+	data := make([]byte, 9<<20)
+	for range messages {
+		err := b.Publish(deadline(t), bus.Message{Subject: subject, Data: data}, func(_ uint64, err error) { stored <- err })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range messages {
+		if err := <-stored; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Where the new topic ends exactly where such a reader goes on, the broker has nothing
+// for it and nothing against it.
+func TestKafkaReaderThatSleptHearsOfANewTopicOfTheSameLength(t *testing.T) {
+	server := realKafka(t)
+	o := bus.KafkaOptions{Brokers: []string{server.Address}, Stream: ownTopic()}
+	b := openKafka(t, o)
+	publishLarge(t, b, "sonde.v1.old", 3)
+	s := subscribe(t, b, bus.SubscribeOptions{})
+	next(t, s)
+	time.Sleep(time.Second) // one message waits for its user, the last one for its place
+	if err := bus.DeleteTopic(deadline(t), b); err != nil {
+		t.Fatal(err)
+	}
+	publishLarge(t, openKafka(t, o), "sonde.v1.new", 3)
+	for range 2 {
+		if d := next(t, s); d.Subject != "sonde.v1.old" {
+			t.Fatalf("got %s at %d", d.Subject, d.Seq)
+		}
+	}
+	if d, err := s.Next(deadline(t)); !errors.Is(err, bus.ErrIncarnation) {
+		t.Errorf("got %s at %d, %v", d.Subject, d.Seq, err)
 	}
 }

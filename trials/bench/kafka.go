@@ -44,7 +44,8 @@ type kafkaWire struct {
 // ringToKafka is section g.
 func (b *bench) ringToKafka(ctx context.Context) (*section, error) {
 	s := &section{Title: "ring to Kafka acknowledgement, and Kafka to Arrow, on a real broker of one node",
-		header: []string{"way", "message", "partitions", "MB/s", "to the bare kafka-go client", "to franz-go", "noise"}}
+		header: []string{"way", "message", "partitions", "MB/s", "to the bare kafka-go client", "its CPU", "to franz-go",
+			"noise"}}
 	if why := kafkatest.Missing(); why != "" {
 		b.miss("section g: " + why)
 		s.notef("NOT RUN: %s", why)
@@ -71,7 +72,8 @@ func (b *bench) ringToKafka(ctx context.Context) (*section, error) {
 			}
 		}
 	}
-	s.afterf("MB/s are of the rows. The broker, a Java process, shares the cores with whatever is measured.")
+	s.afterf("MB/s are of the rows. The broker, a Java process, shares the cores with whatever is measured. CPU is the")
+	s.afterf("time of ours as a multiple of the bare client's: of the agent, which reads rings and writes Arrow, or of the reader.")
 	return s, b.kafkaLatency(ctx, s, broker.Address)
 }
 
@@ -213,9 +215,10 @@ func (b *bench) kafkaOf(ctx context.Context, s *section, address string, size, p
 func (s *section) addKafka(way string, size, partitions int, r rounds, payload float64) {
 	id := fmt.Sprintf("g.%s.%s.%d_partitions.", way, sizeID(size), partitions)
 	speed := figure{ID: id + "speed_to_kafka_go", spread: r.speed("ours", "bare"), Unit: "ratio"}.atLeast(0.9)
+	cpu := figure{ID: id + "cpu_to_kafka_go", spread: r.cpu("ours", "bare"), Unit: "ratio"}
 	franz := figure{ID: id + "speed_to_franz_go", spread: r.speed("ours", "franz"), Unit: "ratio"}
 	rate := figure{ID: id + "mb_per_s", spread: r.rate("ours", payload/1e6), Unit: "MB/s"}
-	s.keep(speed, franz, rate)
+	s.keep(speed, cpu, franz, rate)
 	s.row(way, sizeName(size), fmt.Sprint(partitions), fmt.Sprintf("%.0f", rate.Median), judged(speed),
-		ratio(franz.spread), percent(r.noise("bare", "bare again")))
+		ratio(cpu.spread), ratio(franz.spread), percent(r.noise("bare", "bare again")))
 }
