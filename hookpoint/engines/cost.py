@@ -1,19 +1,21 @@
 """What capture adds to vLLM on a CPU, beside plain hooks in the same run.
 
-Each arm is an engine of its own, eager, one after the other in one process. It serves the same batch of greedy requests
-in rounds, and given is the processor time of the thread that runs the engine, per decoded token: the median of the
-rounds, and that of the differences to the median of `nothing` with a 95 % interval by bootstrap. `again` is a second
-engine like `nothing`, and shows the noise. `plain hooks` clone the same sums, as a user would, and keep the last ones.
+One eager engine in one process serves the same batch of greedy requests again and again. In each round every arm has a
+turn, in random order: its hooks are put in place, the batch is served, they are taken away. Given is the processor time
+of the thread that runs the engine, per decoded token: the median of the rounds, and of the differences to `nothing`
+in the same round, with a 95 % interval by bootstrap. `again` is `nothing` once more, and shows the noise. `plain hooks`
+clone the same sums, as a user would, and keep the last ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 import vllm  # noqa: E402
 from pipeline import Pipeline  # noqa: E402
+
+from sonde.adapters.vllm import worker  # noqa: E402
+from sonde.adapters.vllm.settings import Settings  # noqa: E402
 
 BATCH, PROMPT, TOKENS, ROUNDS, LAYERS = 16, 32, 48, 15, 8
 
@@ -39,19 +44,44 @@ def write(folder: Path) -> Path:
     return folder
 
 
-def engine(model: Path, **additional: Any) -> Any:
-    """Start one arm."""
-    return vllm.LLM(str(model), skip_tokenizer_init=True, dtype="float32", enforce_eager=True, max_model_len=128,
-                    max_num_seqs=BATCH, enable_prefix_caching=False, additional_config=additional)  # fmt: skip
+class Arm:
+    """Hooks that are put in place for a turn."""
 
+    def __init__(self, driver: Any, socket: str) -> None:
+        """driver: of the worker. socket: of the agent."""
+        self.driver, self.socket = driver, socket
+        self.model = driver.worker.model_runner.model
 
-def plain(llm: Any) -> Any:
-    """Hook the layers as a user would."""
-    model = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
-    kept: dict[int, torch.Tensor] = {}
-    for i, layer in enumerate(model.model.layers):
-        layer.register_forward_hook(lambda _m, _a, out, i=i: kept.__setitem__(i, (out[0] + out[1]).clone()))
-    return llm
+    @contextlib.contextmanager
+    def nothing(self) -> Iterator[None]:
+        """Put nothing in place."""
+        yield
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[None]:
+        """Hook the layers as a user would."""
+        kept: dict[int, torch.Tensor] = {}
+
+        def hear(i: int) -> Any:
+            return lambda _module, _args, out: kept.__setitem__(i, (out[0] + out[1]).clone())
+
+        handles = [layer.register_forward_hook(hear(i)) for i, layer in enumerate(self.model.model.layers)]
+        yield
+        for handle in handles:
+            handle.remove()
+
+    @contextlib.contextmanager
+    def capture(self, hook: str) -> Iterator[None]:
+        """Capture."""
+        settings = Settings(socket=self.socket, hooks=(hook,), weights_digest="none")
+        adapter = worker.attach(self.driver.worker, self.driver.vllm_config, settings)
+        assert adapter is not None
+        adapter.recorder.wait_attached(10)
+        yield
+        stats = adapter.stats()
+        adapter.close()
+        wrong = [stats[n] for n in ("failures", "unidentified", "silent", "dropped_rows")]
+        assert not any(wrong) and stats["captured_rows"], stats
 
 
 def interval(values: list[float], rng: random.Random) -> tuple[float, float, float]:
@@ -72,39 +102,37 @@ def main() -> None:
 
 
 def measure(folder: Path, socket: str) -> None:
-    """Run all arms in turns."""
-    model, rng = write(folder / "model"), random.Random(1)
+    """Serve all rounds."""
+    rng = random.Random(1)
+    llm = vllm.LLM(str(write(folder / "model")), skip_tokenizer_init=True, dtype="float32", enforce_eager=True,
+                   max_model_len=128, max_num_seqs=BATCH, enable_prefix_caching=False,
+                   additional_config={"sonde": {"socket": socket}})  # fmt: skip
+    driver = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker
+    driver.sonde.close()
+    arm = Arm(driver, socket)
     arms: dict[str, Callable[[], Any]] = {
-        "nothing": lambda: engine(model),
-        "again": lambda: engine(model),
-        "plain hooks, all layers": lambda: plain(engine(model)),
-        "sonde, 1 layer": lambda: engine(model, sonde={"socket": socket, "hooks": ["resid_post.4"], "engine": "one"}),
-        "sonde, all layers": lambda: engine(model, sonde={"socket": socket, "hooks": ["resid_post"], "engine": "all"}),
-    }
+        "nothing": arm.nothing, "again": arm.nothing, "plain hooks, all layers": arm.plain,
+        "sonde, 1 layer": lambda: arm.capture("resid_post.4"), "sonde, all layers": lambda: arm.capture("resid_post"),
+    }  # fmt: skip
     greedy = vllm.SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True, detokenize=False)
     prompts = [{"prompt_token_ids": [rng.randrange(3, 4096) for _ in range(PROMPT)]} for _ in range(BATCH)]
     took: dict[str, list[float]] = {name: [] for name in arms}
-    said: dict[str, list[list[int]]] = {}
-    for name, start in arms.items():
-        llm = start()
-        for turn in range(ROUNDS + 2):
-            before = time.thread_time_ns()
-            out = llm.generate(prompts, greedy, use_tqdm=False)
+    said: set[str] = set()
+    for turn in range(ROUNDS + 2):
+        for name in rng.sample(list(arms), len(arms)):
+            with arms[name]():
+                before = time.thread_time_ns()
+                out = llm.generate(prompts, greedy, use_tqdm=False)
+                spent = (time.thread_time_ns() - before) / 1e3 / (BATCH * TOKENS)
+            said.add(str([list(o.outputs[0].token_ids) for o in out]))
             if turn >= 2:
-                took[name].append((time.thread_time_ns() - before) / 1e3 / (BATCH * TOKENS))
-            said[name] = [list(o.outputs[0].token_ids) for o in out]
-        stats = llm.collective_rpc("sonde_stats")[0]
-        if stats is not None:
-            assert stats["failures"] == stats["unidentified"] == stats["silent"] == 0, stats
-            print(f"{name}: {stats['captured_rows']} rows, {stats['dropped_rows']} dropped")
-        llm.llm_engine.engine_core.shutdown()
-    assert all(tokens == said["nothing"] for tokens in said.values()), "capture changed a token"
+                took[name].append(spent)
+    assert len(said) == 1, "capture changed a token"
     print(f"{BATCH} requests of {PROMPT} + {TOKENS} tokens, {ROUNDS} rounds; processor time, microseconds per token")
-    base = statistics.median(took["nothing"])
     for name, values in took.items():
-        middle, low, high = interval([v - base for v in values], rng)
+        middle, low, high = interval([v - n for v, n in zip(values, took["nothing"], strict=True)], rng)
         print(f"{name:<26} {statistics.median(values):8.1f}   added {middle:6.1f} ({low:.1f} … {high:.1f})")
-    print("all arms generated the same tokens")
+    print("all turns generated the same tokens")
 
 
 if __name__ == "__main__":
