@@ -73,7 +73,7 @@ func (s *NATSSecurity) options() ([]nats.Option, error) {
 		}
 		key, err := nkeys.ParseDecoratedUserNKey(text)
 		if err != nil {
-			return nil, fmt.Errorf("read the key %s: it holds no seed of a user key, SU...", s.NKeyFile)
+			return nil, fmt.Errorf("read the key %s: it holds no seed of a user key", s.NKeyFile)
 		}
 		public, err := key.PublicKey()
 		if err != nil {

@@ -27,14 +27,15 @@ func TestEveryRoleWorksWithTheRightsOfItsUser(t *testing.T) {
 	for _, r := range [][2]string{{"materializer", "materializer"}, {"detector", "detector"}, {"agent", "agent-alpha"}} {
 		role, user := r[0], r[1]
 		listen := freeAddress(t)
-		write(t, filepath.Join(dir, role+".yaml"), "bus:\n  url: "+server.URL+"\n  user: "+user+"\n  password_file: password\n"+
+		write(t, filepath.Join(dir, role+".yaml"), "bus:\n  url: "+server.URL+"\n  user: "+user+"\n"+
+			"  password_file: password\n"+
 			"  nats: {inbox_prefix: _INBOX_"+strings.ReplaceAll(user, "-", "_")+"}\nhttp: {listen: "+listen+"}\n"+
 			"detectors: [{bundle: "+mustAbs(t, root+"/detectors/german")+", mode: enforce}]\n")
 		s.start(role, listen, "run", "--config", role+".yaml", "--role", role)
 	}
 	address := freeAddress(t)
-	engine := spawn(t, "engine", dir, sonde(t), "engine", "--model", mustAbs(t, root+"/models/trilingual"), "--listen", address,
-		"--ring-socket", s.socket, "--wait-agent", "20s", "--step-delay", "20ms")
+	engine := spawn(t, "engine", dir, sonde(t), "engine", "--model", mustAbs(t, root+"/models/trilingual"),
+		"--listen", address, "--ring-socket", s.socket, "--wait-agent", "20s", "--step-delay", "20ms")
 	ready(t, "http://"+address+"/healthz", engine)
 	answer, err := http.Post("http://"+address+"/v1/completions", "application/json", strings.NewReader(`{"prompt":
 		"Das Paket ist in der Liste der Pakete, die nicht mehr gebraucht werden und", "max_tokens": 200, "sonde": {"tenant": "alpha"}}`))
