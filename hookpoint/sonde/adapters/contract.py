@@ -145,10 +145,11 @@ class Sequences:
                 found.last = (step, found.last[1])
             self._going = []
 
-    def end(self, key: Key, finish: Finish, generated: int) -> None:
+    def end(self, key: Key, finish: Finish, generated: int | None) -> None:
         """End a sequence of which so many tokens were generated; again: nothing happens.
 
-        What the last batch computed behind its end, as asynchronous schedulers do, is taken back.
+        What the last batch computed behind its end, as asynchronous schedulers do, is taken back. generated: None when
+        nobody knows; nothing is taken back then, and the tokens that were computed are counted.
         """
         with self._lock:
             found = self._open.pop(key, None)
@@ -158,9 +159,12 @@ class Sequences:
             stopped = track.number in self._stopping
             self._keys.pop(track.number, None)
             self._stopping.discard(track.number)
-            step, last = found.last
-            behind = _clip(last, track.prompt + max(generated, 1) - 1, 1 << 31)
-            self._book.reject(step, ((r.number, r.position, r.count, r.pass_) for r in behind), Verdict.PHANTOM)
+            if generated is None:
+                generated = max(track.length - track.prompt, 0)
+            else:
+                step, last = found.last
+                behind = _clip(last, track.prompt + max(generated, 1) - 1, 1 << 31)
+                self._book.reject(step, ((r.number, r.position, r.count, r.pass_) for r in behind), Verdict.PHANTOM)
             self._book.end(track, Finish.DETECTOR if stopped and finish != Finish.ERROR else finish, generated)
 
     def abort(self, asked: Abort) -> None:
@@ -179,8 +183,8 @@ class Sequences:
     def close(self, finish: Finish = Finish.DISCONNECT) -> None:
         """End what is open."""
         with self._lock:
-            for key, found in list(self._open.items()):
-                self.end(key, finish, max(found.track.length - found.track.prompt, 0))
+            for key in list(self._open):
+                self.end(key, finish, None)
 
 
 def _named(track: Track, part: Part) -> list[Range]:

@@ -261,7 +261,7 @@ class Adapter:
         ended = getattr(scheduler_output, scheduling.ENDED, {})
         self._ignored -= scheduler_output.finished_req_ids
         for key in scheduler_output.finished_req_ids:
-            self.sequences.end(key, *ended.get(key, (Finish.ABORT, 0)))
+            self.sequences.end(key, *ended.get(key, (Finish.ABORT, None)))
 
     def _end(self, key: str, finish: Finish, generated: int) -> None:
         """Hear from a scheduler in this process that a sequence ended."""
