@@ -87,7 +87,8 @@ func newestEpoch(dir string) (string, error) {
 // await asks each new version of a lake until there is nothing to wait for.
 func await(ctx context.Context, lakeDir string, limit time.Duration,
 	waiting func(context.Context, *lakehouse.Lake) error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	// The limit is for the pipeline, not for the reader: a look that has begun may end.
+	patience, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var why error
 	version, looked := uint64(0), false
@@ -102,7 +103,7 @@ func await(ctx context.Context, lakeDir string, limit time.Duration,
 			}
 		}
 		select {
-		case <-ctx.Done():
+		case <-patience.Done():
 			return fmt.Errorf("wait for rest in %s: after %v, at version %d: %w", lakeDir, limit, version, why)
 		case <-time.After(500 * time.Millisecond):
 		}
