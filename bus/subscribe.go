@@ -36,7 +36,7 @@ type subscription struct {
 
 	place
 	idle        time.Duration
-	owed        uint64        // end of the stream at the last look, if it was beyond next; 0: it was not, or something came
+	owed        uint64        // end of the stream at the last look, if beyond next; 0: it was not, or something came
 	skippedTo   atomic.Uint64 // where next last moved on over messages of others
 	consumer    jetstream.Consumer
 	messages    jetstream.MessagesContext
