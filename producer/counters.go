@@ -131,7 +131,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	for outcome, v := range n.aborts {
 		count(seriesAborts, v, outcome)
 	}
-	files, bytes := c.a.dead.size()
+	files, bytes := c.a.dead.Size()
 	show(seriesDeadFiles, float64(files))
 	show(seriesDeadBytes, float64(bytes))
 }

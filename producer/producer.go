@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sonde/bus"
+	"sonde/deadletter"
 	"sonde/ring2"
 	"sonde/schema"
 	"sonde/spool"
@@ -78,7 +79,7 @@ type Agent struct {
 	log    *slog.Logger
 	policy *compiledPolicy
 	budget *budget
-	dead   *deadLetters
+	dead   *deadletter.Folder
 	spool  *spool.Spool // nil: there is none
 	now    func() time.Time
 
@@ -122,7 +123,7 @@ func New(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	dead, err := openDeadLetters(o.DeadLetterDir, o.DeadLetterMaxBytes)
+	dead, err := deadletter.Open(o.DeadLetterDir, o.DeadLetterMaxBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"sonde/bus"
+	"sonde/deadletter"
 	"sonde/ring2"
 	"sonde/schema"
 )
@@ -38,15 +39,20 @@ func (r *rank) deadLetter(m *message) {
 // about its rows have in common.
 func (a *Agent) keep(kind schema.Kind, m bus.Message, why error) schema.LedgerRow {
 	a.counters.refuse(kind)
-	name, err := a.dead.put(why.Error(), m.Subject, m.ID, m.Data)
+	l := deadletter.Letter{From: deadletter.FromAgent, When: a.now(), Reason: why.Error(), Subject: m.Subject, ID: m.ID,
+		Data: m.Data}
+	name, err := a.dead.Put(l)
 	f := schema.LedgerRow{Fact: schema.FactDeadLetter, Detail: jsonText(map[string]string{"file": name})}
 	if err != nil {
 		f.Fact, f.Reason, f.Detail = schema.FactDropped, reasonDeadLetterFull, ""
-		if !errors.Is(err, errDeadLetterFull) {
+		if !errors.Is(err, deadletter.ErrFull) {
 			a.log.Error("a refused message is lost", "subject", m.Subject, "error", err)
 		}
 	}
 	a.log.Warn("the bus refused a message for good", "subject", m.Subject, "file", name, "reason", why)
+	if err := a.o.Bus.Broadcast(deadletter.Subject, deadletter.Tell(name, l)); err != nil {
+		a.log.Debug("nobody is told of the dead letter over the bus", "error", err)
+	}
 	return f
 }
 

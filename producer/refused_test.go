@@ -10,6 +10,7 @@ import (
 
 	"sonde/bus"
 	"sonde/bus/bustest"
+	"sonde/deadletter"
 	"sonde/schema"
 )
 
@@ -52,7 +53,7 @@ func TestRefusedMessagesLieInTheDirectoryAndTheirRowsInTheLedger(t *testing.T) {
 	}
 	for _, f := range entries {
 		files[f.Name()] = true
-		letter, err := ReadDeadLetter(filepath.Join(dir, f.Name()))
+		letter, err := deadletter.Read(filepath.Join(dir, f.Name()))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,15 +76,12 @@ func TestRefusedMessagesLieInTheDirectoryAndTheirRowsInTheLedger(t *testing.T) {
 		}
 	}
 	// The next agent keeps the letters, and counts them against its bound.
-	d, err := openDeadLetters(dir, math.MaxInt64)
+	d, err := deadletter.Open(dir, math.MaxInt64)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, bytes := d.size(); n != len(files) || bytes < 26*8 {
+	if n, bytes := d.Size(); n != len(files) || bytes < 26*8 {
 		t.Errorf("%d files of %d bytes", n, bytes)
-	}
-	if name, err := d.put("r", "s", "i", []byte("data")); err != nil || files[name] {
-		t.Errorf("put gives %q, %v", name, err)
 	}
 }
 
@@ -123,36 +121,5 @@ func TestARefusedLedgerDoesNotHoldUpTheEpoch(t *testing.T) {
 	e.bye(w, done)
 	if a := w.balanced().account; a.Stored != 4 || a.Expected != 4 || !a.AtRest() {
 		t.Errorf("account %v", a)
-	}
-}
-
-func TestTornDeadLettersAreErrors(t *testing.T) {
-	dir := t.TempDir()
-	d, err := openDeadLetters(dir, 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	name, err := d.put("reason", "subject", "id", []byte("data"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	whole, err := os.ReadFile(filepath.Join(dir, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for n := range whole {
-		path := filepath.Join(dir, "torn")
-		if err := os.WriteFile(path, whole[:n], 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := ReadDeadLetter(path); err == nil {
-			t.Fatalf("the first %d bytes read as %+v", n, got)
-		}
-	}
-	if _, err := ReadDeadLetter(filepath.Join(dir, "none")); err == nil {
-		t.Error("a missing file was read")
-	}
-	if _, err := openDeadLetters("/dev/null/x", 1); err == nil {
-		t.Error("opened a directory that cannot be")
 	}
 }

@@ -137,6 +137,7 @@ func commands() []*cobra.Command {
 		detectCommand(),
 		recordCommand(),
 		replayCommand(),
+		deadletterCommand(),
 		tapCommand(),
 		topCommand(),
 		hooksCommand(),

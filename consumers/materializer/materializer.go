@@ -23,6 +23,7 @@ import (
 
 	"sonde/bus"
 	"sonde/consumers/group"
+	"sonde/deadletter"
 	"sonde/lakehouse/commitlog"
 	"sonde/lakehouse/table"
 )
@@ -100,14 +101,12 @@ type Materializer struct {
 	o       Options
 	log     *slog.Logger
 	metrics *metrics
-	dead    *deadLetters
+	dead    *deadletter.Folder
 
 	lake   atomic.Pointer[commitlog.Log] // set by Run
 	member atomic.Pointer[group.Member]  // set by Run
 	first  *commitlog.Writer             // the claim that made the lake, until it is used
 	sweeps sweeps
-
-	burying sync.Mutex // a leaf; held while a dead letter is kept
 
 	mu      sync.Mutex // a leaf; guards parts
 	parts   map[int]*part
@@ -119,7 +118,7 @@ func New(o Options) (*Materializer, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
-	dead, err := openDeadLetters(o.DeadLetterDir, o.DeadLetterMaxBytes)
+	dead, err := deadletter.Open(o.DeadLetterDir, o.DeadLetterMaxBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"sonde/bus"
+	"sonde/deadletter"
 	"sonde/lakehouse/commitlog"
 	"sonde/lakehouse/table"
 	"sonde/schema"
@@ -116,13 +117,10 @@ const (
 // bury puts a message that cannot be decoded into the dead letters, counts it, and
 // names its rows in the ledger when its header can be read.
 func (p *part) bury(d bus.Delivery, why error) error {
-	incarnation := p.pending.source.Incarnation
-	if p.partition > 0 {
-		incarnation += fmt.Sprintf(" partition %d", p.partition)
-	}
-	p.burying.Lock()
-	kept, err := p.dead.put(incarnation, d, why)
-	p.burying.Unlock()
+	l := deadletter.Letter{From: deadletter.FromMaterializer, When: p.o.now(), Reason: why.Error(), Subject: d.Subject,
+		Incarnation: p.pending.source.Incarnation, Partition: p.partition, Position: d.Seq, Stored: d.Stored, Data: d.Data}
+	name, err := p.dead.Put(l)
+	kept := err == nil
 	p.metrics.deadLetters.Inc()
 	if !kept {
 		p.metrics.discarded.Inc()
@@ -131,6 +129,9 @@ func (p *part) bury(d bus.Delivery, why error) error {
 		"keep_error", err)
 	p.pending.totals.DeadLetters++
 	if len(p.pending.letter) < maxLettersPerCommit {
+	if err := p.o.Bus.Broadcast(deadletter.Subject, deadletter.Tell(name, l)); err != nil {
+		p.log.Debug("nobody is told of the dead letter over the bus", "error", err)
+	}
 		reason := why.Error()
 		p.pending.letter = append(p.pending.letter, commitlog.DeadLetter{Position: d.Seq,
 			Reason: reason[:min(len(reason), maxLetterReasonBytes)]})

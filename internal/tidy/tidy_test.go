@@ -27,25 +27,30 @@ const (
 // longest matching prefix wins. A package that is missing here fails the test:
 // whoever adds one decides where it stands.
 var layers = map[string][]string{
-	".":                      {}, // the reference pages
-	"ring2":                  {},
-	"dot":                    {},
-	"catalogue":              {}, // names of metrics and checks, for all who show them
-	"schema":                 {"ring2"},
-	"bus":                    {"bus", "catalogue"},
-	"spool":                  {"bus", "catalogue"},
-	"spelling":               {},
-	"config":                 {"spelling"},
-	"safetensors":            {},
-	"modelconfig":            {"spelling"},
-	"engine":                 {"engine", "ring2", "dot", "safetensors", "catalogue"},
-	"lakehouse":              {"schema", "safetensors"},
-	"recording":              {"ring2"},
-	"producer":               {"schema", "ring2", "bus", "dot", "catalogue", "spool"},
-	"consumers/group":        {"bus", "catalogue"},
-	"consumers/materializer": {"schema", "bus", "lakehouse", "consumers/group", "catalogue"},
-	"consumers/detector":     {"schema", "bus", "lakehouse", "consumers/group", "dot", "safetensors", "catalogue"},
+	".":               {}, // the reference pages
+	"ring2":           {},
+	"dot":             {},
+	"catalogue":       {}, // names of metrics and checks, for all who show them
+	"schema":          {"ring2"},
+	"bus":             {"bus", "catalogue"},
+	"spool":           {"bus", "catalogue"},
+	"deadletter":      {},
+	"tally":           {"schema", "bus"}, // what the stages of the way tell each other
+	"spelling":        {},
+	"config":          {"spelling"},
+	"safetensors":     {},
+	"modelconfig":     {"spelling"},
+	"engine":          {"engine", "ring2", "dot", "safetensors", "catalogue"},
+	"lakehouse":       {"schema", "safetensors"},
+	"recording":       {"ring2"},
+	"producer":        {"schema", "ring2", "bus", "dot", "catalogue", "spool", "deadletter", "tally"},
+	"consumers/group": {"bus", "catalogue"},
+	"consumers/materializer": {"schema", "bus", "lakehouse", "consumers/group", "catalogue", "deadletter",
+		"tally"},
+	"consumers/detector": {"schema", "bus", "lakehouse", "consumers/group", "dot", "safetensors", "catalogue",
+		"tally"},
 	"cmd": {"ring2", "recording", "dot", "schema", "bus", "config", "safetensors", "engine", "lakehouse", "producer", "spool",
+		"deadletter",
 		"consumers", "catalogue", "modelconfig", "cmd"},
 	"trials": {"ring2", "dot", "schema", "bus", "config", "engine", "lakehouse", "producer", "consumers", "cmd",
 		"trials"},

@@ -40,8 +40,8 @@ const (
 
 func main() {
 	o := outage{}
-	rate := flag.String("rate", "256KiB", "bytes a second of the stream whose outage is played: "+
-		"one layer of 4096 bf16 numbers at 32 tokens a second")
+	rate := flag.String("rate", "160KiB", "bytes a second of the stream whose outage is played: "+
+		"one layer of 2560 bf16 numbers at 32 tokens a second")
 	length := flag.Duration("outage", 20*time.Minute, "how long that stream would be without a bus")
 	spool := flag.String("spool", "128MiB", "bound of the spool")
 	flag.StringVar(&o.dir, "dir", "data/outage", "folder of the trial; it is emptied first")
@@ -78,7 +78,8 @@ func (o *outage) run(ctx context.Context) error {
 	return nil
 }
 
-// rules give each kind of hook a priority.
+// rules give each kind of hook a priority. Logits have most of the bytes; rows of the
+// others are smaller than the facts that would name them, so that the spool keeps them.
 const rules = `    - {name: tokens, hooks: [token_ids], priority: 2}
     - {name: residual stream, hooks: [resid_post], priority: 1}
     - {name: the rest, hooks: ["*"]}
@@ -92,7 +93,7 @@ func (o *outage) arm(ctx context.Context, mode, dir string) error {
 	pipe, err := fleet.NewPipeline(fleet.Options{Binary: o.binary, Dir: dir, CommitMS: 500, LingerMS: 250, Rules: rules, Mode: mode,
 		StreamKeys: "max_bytes: 2GiB, retain_bytes: 1GiB",
 		AgentKeys:  fmt.Sprintf("  inflight_bytes: 8MiB\n  spool: {max_bytes: %s}\n", o.spool),
-		EngineArgs: []string{"--max-batch", fmt.Sprint(sequences), "--kv-blocks", "512", "--hooks", "token_ids,resid_post,mlp_out", "--ring-bytes", "16MiB",
+		EngineArgs: []string{"--max-batch", fmt.Sprint(sequences), "--kv-blocks", "512", "--hooks", "token_ids,resid_post,final_logits", "--ring-bytes", "16MiB",
 			"--ring-mode", mode, "--step-delay", "8ms", "--step-log", stepLog}})
 	if err != nil {
 		return err
