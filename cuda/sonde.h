@@ -363,6 +363,14 @@ SONDE_API sonde_status sonde_stats_rows(sonde_row_stats *out, const void *src, u
 SONDE_API sonde_status sonde_project_rows(float *out, const void *src, uint32_t dtype, uint32_t rows, uint32_t width,
                                           const float *matrix, uint32_t k);
 
+/* ---- Python ---- */
+
+/* In a process that is a CPython interpreter, gives what HookPoints call at every token, as a tuple of builtin functions;
+   see src/python.cpp. exchange is the capsule torch.Tensor.__dlpack_c_exchange_api__, tensor_type the class itself.
+   None: it has another version than this library knows. NULL, with an exception of Python if that is one: this is no
+   interpreter, or no such capsule. The caller holds the interpreter's lock, and calls it once. */
+SONDE_API void *sonde_python(void *exchange, void *tensor_type);
+
 /* ---- CUDA ----
  * One device ring per layout that a step captures on the GPU. Tapped tensors stay alive until the end of the step;
  * one gather kernel copies them into the ring in device memory, and a thread lifts them to the host ring and

@@ -19,6 +19,7 @@ namespace {
 constexpr uint64_t ms = 1000000;
 constexpr uint64_t first_backoff = 20 * ms, longest_backoff = 1000 * ms, refused_backoff = 5000 * ms;
 constexpr uint64_t attach_timeout = 10000 * ms; // of one handshake
+constexpr uint64_t unheard_after = 2000 * ms;   // of dialling, before it is said that nobody answers
 constexpr uint64_t ack_timeout = 5000 * ms;
 constexpr const char *library = "libsonde 1 (C++)"; // names this writer in HELLO, for people
 
@@ -40,12 +41,14 @@ uint64_t Connection::random() {
 
 void Connection::run() {
     uint64_t backoff = first_backoff;
-    for (;;) {
+    const uint64_t start = monotonic_ns();
+    for (bool met = false, told = false;;) {
         const End end = attach();
         if (fd_ >= 0) writer_.fork_guard().close_now(fd_);
         fd_ = -1;
         if (writer_.attached()) {
             writer_.set_attached(false);
+            met = true;
             backoff = first_backoff;
             said_.clear();
             if (end == End::gone) writer_.log(SONDE_LOG_INFO, "agent is gone; capture goes on until the ring is full");
@@ -56,6 +59,12 @@ void Connection::run() {
                                                 .c_str());
         }
         if (end == End::stopped) return;
+        if (end == End::failed && !met && !told && monotonic_ns() - start >= unheard_after) {
+            told = true; // once: an agent may come at any time
+            writer_.log(SONDE_LOG_WARN, ("no agent answers at " + path_ + ": " + why_ +
+                                         "; capture goes on until the ring is full, and it is dialled for ever")
+                                            .c_str());
+        }
         if (end == End::refused && why_ != said_) {
             said_ = why_;
             writer_.log(SONDE_LOG_WARN, ("agent refuses this engine: " + why_).c_str());

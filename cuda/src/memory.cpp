@@ -59,6 +59,14 @@ RingMemory::~RingMemory() {
         if (fd >= 0) close(fd);
 }
 
+bool RingMemory::populate([[maybe_unused]] uint64_t offset, [[maybe_unused]] uint64_t bytes) const {
+#ifdef MADV_POPULATE_WRITE
+    return madvise(data_ + offset, bytes, MADV_POPULATE_WRITE) == 0;
+#else
+    return false;
+#endif
+}
+
 void RingMemory::wake() const {
     const uint64_t one = 1;
     // EAGAIN is the full counter; no other error can happen to an open eventfd.

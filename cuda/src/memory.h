@@ -18,6 +18,8 @@ public:
     sonde_status make(uint64_t desc_count, uint64_t data_bytes);
     // Ends the reader's wait. A full counter means that it is awake already.
     void wake() const;
+    // Makes the memory of a piece of the data exist. false: this system cannot, or has no memory left.
+    bool populate(uint64_t offset, uint64_t bytes) const;
 
     uint8_t *ctl() const { return ctl_; }
     uint8_t *data() const { return data_; }

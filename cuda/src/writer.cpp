@@ -19,6 +19,10 @@ using namespace sonde;
 namespace {
 
 constexpr int tick_ms = 5;
+constexpr int busy_tick_ms = 1;       // while steps come
+constexpr uint32_t busy_ticks = 100;  // after the last one
+constexpr uint64_t patience = 8;      // the reader is woken at once when so large a part of the data waits for it
+constexpr uint64_t prefault_step = 4U << 20, most_prefaulted = 256U << 20;
 constexpr uint32_t sweep_every = 20;      // ticks between looks for stuck copies
 constexpr uint32_t take_over_every = 100; // ticks between looks for writers that died
 constexpr uint64_t close_every_ns = 1000000;
@@ -108,14 +112,35 @@ sonde_status sonde_writer::open(const sonde_writer_options &options, uint64_t st
 // Does what must go on while the engine is idle, until the writer stops.
 void sonde_writer::tick() {
     pollfd stop{stop_fd_, POLLIN, 0};
-    for (uint32_t n = 1; poll(&stop, 1, tick_ms) <= 0; n++) {
+    uint32_t n = 0;
+    for (uint32_t quiet = busy_ticks, waited = 0; poll(&stop, 1, quiet < busy_ticks ? busy_tick_ms : tick_ms) <= 0;) {
+        waited += quiet < busy_ticks ? busy_tick_ms : tick_ms;
+        quiet = std::min(quiet + 1, busy_ticks);
+        if (unannounced_.exchange(0, std::memory_order_relaxed) != 0) { // the lock of wake_reader orders what matters
+            const std::lock_guard<std::mutex> hold(lock_);
+            wake_reader();
+            quiet = 0;
+        }
+        if (waited < tick_ms) continue;
+        waited = 0;
+        n++;
         try {
             tend(n % sweep_every == 0);
             tend_journal(n % take_over_every == 0);
         } catch (const std::exception &e) { // memory ran out: later there may be some
             log(SONDE_LOG_WARN, e.what());
         }
+        prefault();
     }
+}
+
+// Makes a piece of the data's memory exist, so that no step of the first lap waits while the system clears pages.
+void sonde_writer::prefault() {
+    const uint64_t end = std::min(o_.data_bytes, most_prefaulted);
+    if (prefaulted_ >= end) return;
+    const uint64_t bytes = std::min(prefault_step, end - prefaulted_);
+    // What fails, as on a kernel before 5.14, is made by who writes there first.
+    prefaulted_ = memory_.populate(prefaulted_, bytes) ? prefaulted_ + bytes : end;
 }
 
 void sonde_writer::tend(bool sweep) {
@@ -248,4 +273,12 @@ void sonde_writer::refresh() {
 
 void sonde_writer::wake_reader() {
     if (core_->take_wake_request()) memory_.wake();
+}
+
+// Lets the ticking thread wake the reader, within a millisecond while steps come: on the model's thread the call would
+// cost more than the copy of a small step, and the system likes to run whom it wakes on the core of who woke it.
+void sonde_writer::wake_reader_soon(uint64_t bytes) {
+    if (unannounced_.fetch_add(bytes + 1, std::memory_order_relaxed) + bytes < o_.data_bytes / patience) return;
+    unannounced_.store(0, std::memory_order_relaxed);
+    wake_reader();
 }

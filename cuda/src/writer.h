@@ -140,6 +140,8 @@ private:
     bool flush_missing();
     void refresh();
     void wake_reader();
+    void wake_reader_soon(uint64_t bytes);
+    void prefault();
     sonde_status plan(const sonde_range *ranges, uint32_t range_count, const uint32_t *layouts, uint32_t layout_count,
                       const sonde_ragged *ragged, uint32_t ragged_count);
     void measure(sonde::Plan &plan, uint32_t index, const sonde_range *ranges, uint32_t range_count,
@@ -168,6 +170,10 @@ private:
     std::array<sonde_pending, SONDE_MAX_DETACHED> pendings_;
     std::vector<sonde_pending *> free_pendings_;
     bool closing_ = false; // nothing new is taken
+
+    // Bytes of captures for which the ticking thread has yet to wake the reader.
+    std::atomic<uint64_t> unannounced_{0};
+    uint64_t prefaulted_ = 0; // bytes of data; of the ticking thread
 
     std::unique_ptr<sonde::DeadQueue> dead_; // of the ticking thread; null without a journal
     uint64_t rotate_after_ns_ = 0;           // of the ticking thread

@@ -135,6 +135,7 @@ bool sonde_writer::try_step(uint32_t range_count) {
 void sonde_writer::wait_for_room(std::unique_lock<std::mutex> &hold, uint32_t range_count) {
     const uint64_t start = monotonic_ns(), budget = o_.step_stall_budget_ns;
     uint64_t nap = 20000;
+    wake_reader();
     for (bool fits = false;;) {
         const uint64_t waited = monotonic_ns() - start;
         if (fits || waited >= budget || closing_) {
@@ -234,13 +235,15 @@ void sonde_writer::finish(sonde_pending *pending, bool aborted) {
 sonde_status sonde_writer::commit_step() {
     const std::lock_guard<std::mutex> hold(lock_);
     if (!step_.open) return fail(SONDE_STATE, "commit step: no step is open");
+    uint64_t bytes = 0;
     for (uint32_t i = 0; i < step_.count; i++) {
         const Plan &p = step_.plans[i];
-        if (p.outcome == SONDE_CAPTURED && step_.fates[i] != Fate::detached)
-            core_->finish(p, step_.fates[i] == Fate::abort);
+        if (p.outcome != SONDE_CAPTURED || step_.fates[i] == Fate::detached) continue;
+        core_->finish(p, step_.fates[i] == Fate::abort);
+        bytes += p.bytes;
     }
     core_->end_step();
-    wake_reader();
+    wake_reader_soon(bytes);
     step_.open = false;
     return SONDE_OK;
 }

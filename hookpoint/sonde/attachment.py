@@ -11,9 +11,8 @@ import sys
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch import nn
 from sonde import compiled, libsonde
 from sonde.arguments import check_naming, check_options
 from sonde.calls import Calls
+from sonde.decoding import Decoded
 from sonde.errors import AlreadyAttached, CaptureError, LakeError
 from sonde.gather import Gatherer, Recorded
 from sonde.graphs import Graph, Recordings
@@ -32,8 +32,9 @@ from sonde.libsonde import REASONS
 from sonde.names import Catalogue, Tap
 from sonde.recorder import Abort, Recorder, WriterSettings
 from sonde.rows import grids, positional
+from sonde.stats import Counts, Stats
 from sonde.step import Identity, Range, Unidentified
-from sonde.taps import Forward, InputHook, OutputHook, RootHook, RootPreHook, Trunk
+from sonde.taps import Forward, InputHook, OutputHook, RootHook, RootPreHook, Shortcuts, Trunk
 
 log = logging.getLogger("sonde")
 
@@ -43,31 +44,6 @@ MAX_REPORTED = 256  # different problems that are told apart; further ones are o
 
 _captures: weakref.WeakSet[Capture] = weakref.WeakSet()  # those that are attached
 _instances = itertools.count()
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a capture has done so far. Rows are those of all hooks."""
-
-    attached: bool  #: an agent has the ring
-    forwards: int  #: that were captured
-    unidentified: int  #: forwards of which nothing was stored, because nobody could say whose tokens they compute
-    raised: int  #: forwards that raised; nothing of them is stored
-    failures: int  #: of capture itself; the model never saw them
-    overwritten: int  #: tensors that were not read because the model had overwritten them
-    captured_rows: int  #: offered to the ring, dropped ones included
-    dropped_rows: dict[str, int]  #: by reason
-    aborted_rows: int  #: their tensor had been overwritten, or their copy failed
-    problems: dict[str, int]  #: sentences, and how often each was true
-
-
-@dataclass
-class _Counts:
-    forwards: int = 0
-    unidentified: int = 0
-    raised: int = 0
-    failures: int = 0
-    problems: Counter[str] = field(default_factory=Counter)
 
 
 class Capture:
@@ -87,7 +63,7 @@ class Capture:
         """Use `attach`."""
         self._model, self.taps, self._token_ids = weakref.ref(model), tuple(taps), token_ids
         self._naming, self._local = naming, threading.local()
-        self._counts, self._lock = _Counts(), threading.Lock()
+        self._counts, self._lock = Counts(), threading.Lock()
         self._enabled, self._detached = True, False
         self._last_stats: Stats | None = None
         self._parameters = positional(model)
@@ -186,6 +162,9 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        shortcuts = self._shortcuts()
+        if shortcuts is not None:
+            shortcuts.close()  # of a forward under way, whose end is not told any more
         compiled.forget(self._handle)
         _captures.discard(self)
         if not self.recorder.forked:
@@ -240,7 +219,7 @@ class Capture:
         current.forward = None
         recording = self.recordings.current
         idle = self._detached or not self._enabled and recording is None
-        if idle or module is not self._model() or torch.jit.is_tracing():
+        if idle or module is not self._model() or torch._C._is_tracing():
             return
         try:
             if self.recorder.forked:
@@ -248,12 +227,18 @@ class Capture:
             if recording is None and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
                 raise Unidentified("a CUDA graph is recorded; only those of `Capture.graph` are captured")
             ranges = self.identity.ranges(module, args, kwargs) if recording is None else ()
-            if not ranges and recording is None:
+            if type(ranges) is Decoded:  # all but the grid was found out at the step before
+                rows, kept = ranges.rows, kwargs.get("logits_to_keep")
+                if rows.grid is None or rows.kept is not kept or isinstance(kept, torch.Tensor):
+                    rows.grid, rows.kept = self._grid(args, kwargs), kept
+                forward = Forward(ranges, rows.grid)
+            elif ranges or recording is not None:
+                forward = Forward(ranges, self._grid(args, kwargs))
+            else:
                 return
-            forward = Forward(ranges, self._grid(args, kwargs))
             if self._token_ids:
                 self._note_ids(forward, args, kwargs)
-            forward.before = sys.exc_info()[1]
+            forward.before, forward.recording = sys.exc_info()[1], recording
             current.forward = forward
         except Exception as e:  # noqa: BLE001 (whatever goes wrong in capture is not the model's)
             with self._lock:
@@ -282,11 +267,18 @@ class Capture:
             return
         if taken:
             forward.taken += ((i, x, None) for i, x in taken)
-        if self.recordings.current is not None:
-            self.recordings.current.take(self.record, forward)
+        if forward.recording is not None:
+            forward.recording.take(self.record, forward)
             return
-        self.recorder.forget_step()
-        self._guarded("store", self._store, forward)
+        recorder = self.recorder
+        recorder.forget_step()
+        try:  # on the way of every token, so without a call for each line of it
+            with recorder.lock:
+                self._counts.forwards += self._gatherer.store(forward)
+                if self._gatherer.early:
+                    self._note_early()
+        except Exception as e:  # noqa: BLE001 (whatever goes wrong in capture is not the model's)
+            self._failed("store", e)
         self._guarded("identity", self.identity.finished, module, output)
 
     def begin_compiled(self, kwargs: dict[str, Any]) -> None:
@@ -296,11 +288,6 @@ class Capture:
     def end_compiled(self, taken: Sequence[tuple[int, torch.Tensor]]) -> None:
         """End a forward from a compiled graph, which clears the sink itself."""
         self._end(self._model(), None, taken)
-
-    def _store(self, forward: Forward) -> None:
-        with self.recorder.lock:
-            self._counts.forwards += self._gatherer.store(forward)
-            self._note_early()
 
     def _note_early(self) -> None:
         for index in self._gatherer.early:
@@ -328,7 +315,10 @@ class Capture:
         try:
             call(*args)
         except Exception as e:  # noqa: BLE001 (whatever goes wrong in capture is not the model's)
-            self.report(about, str(e) if isinstance(e, CaptureError) else repr(e))
+            self._failed(about, e)
+
+    def _failed(self, about: str, e: Exception) -> None:
+        self.report(about, str(e) if isinstance(e, CaptureError) else repr(e))
 
     def _report(self, e: Exception) -> None:
         if isinstance(e, Unidentified):
@@ -360,7 +350,8 @@ class Capture:
         return Calls(self.recorder, lambda: self.naming, self._grid)
 
     def _hook(self, model: nn.Module) -> None:
-        modules = dict(model.named_modules())
+        modules, shortcuts = dict(model.named_modules()), Shortcuts()
+        self._shortcuts = weakref.ref(shortcuts)  # they keep what the modules have alive, and the model keeps them
         try:
             for i, tap in enumerate(self.taps):
                 module = modules[tap.path]
@@ -371,13 +362,16 @@ class Capture:
                     hook = OutputHook(self._trunk, i, tap)
                     self._handles.append(module.register_forward_hook(hook))
                 self._hooks.append(hook)
+                if isinstance(hook, OutputHook) and module is not model:
+                    shortcuts.add(module, hook, self._handles[-1].id)
             first = next(itertools.chain(model.parameters(), model.buffers()), None)
             token = torch.zeros(1, dtype=torch.int32, device=None if first is None else first.device)
             traced = compiled.Traced(self._handle, self._parameters, token, self._trunk.sink, self._trunk.sunk)
             self._handles.append(
-                model.register_forward_pre_hook(RootPreHook(self.begin, traced.begin), with_kwargs=True)
+                model.register_forward_pre_hook(RootPreHook(self.begin, traced.begin, shortcuts), with_kwargs=True)
             )
-            self._handles.append(model.register_forward_hook(RootHook(self.end, traced.end), always_call=True))
+            end = RootHook(self.end, traced.end, shortcuts)
+            self._handles.append(model.register_forward_hook(end, always_call=True))
         except BaseException:
             for handle in self._handles:
                 handle.remove()

@@ -180,7 +180,7 @@ class Beams(Generation):
 
     def chosen(self, tokens: torch.Tensor, done: torch.Tensor) -> torch.Tensor:
         """Learn the candidates, best first for each prompt, and which of them the criteria end; return which end."""
-        self.prefilling = False
+        self.prefilling, done = False, done.clone()
         self.length, self._step = self.shift + tokens.shape[1], []
         per_prompt = tokens.shape[0] // len(self._trees)
         over = {p for p, tree in enumerate(self._trees) if tree.stopped}

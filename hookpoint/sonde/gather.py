@@ -23,6 +23,7 @@ from sonde.devices import DeviceRings, Taps
 from sonde.errors import CaptureError
 from sonde.libsonde import DTYPES, MAX_STEP_RANGES
 from sonde.names import TOKEN_IDS, Tap
+from sonde.native import Step
 from sonde.recorder import Entry, Recorder, pack
 from sonde.rows import FLOATS, Grid, Refused, Rows, rows_of
 from sonde.step import Range
@@ -60,8 +61,8 @@ class Group:
 
 @dataclass
 class _Plan:
-    # Of each tap: index, shape, strides, dtype, device (-1: the host), bytes before the rows (-1: it is not captured).
-    expect: list[tuple[int, torch.Size, tuple[int, ...], torch.dtype, int, int]]
+    # Of each tap: index, class, shape, strides, dtype, device (-1: the host), bytes before the rows (-1: none).
+    expect: list[tuple[int, type, torch.Size, tuple[int, ...], torch.dtype, int, int]]
     groups: list[Group]
     lasting: bool  # addresses and runs are all that changes
     order: list[int] | None = None  # of the captured taps, those of the groups one after the other; None: as they came
@@ -69,6 +70,7 @@ class _Plan:
     copies: Any = None  # sonde_copy of each entry that the host copies, group by group, as u64
     whole: bool = False  # the host copies all groups: a step is one call
     going: Going | None = None  # rows of a loop of decoding, if the runs and their masks are those of its last step
+    step: Step | None = None  # their next step, which takes what fits without a look at anything else
 
     def seal(self) -> None:
         """Make the parts that all steps share."""
@@ -102,19 +104,6 @@ class _Plan:
             host = [a for g in self.groups if g.on_host for a in addresses[g.first : g.first + len(g.entries)]]
             self._words[0::8] = array("Q", host)
         return addresses
-
-    def aim(self, taken: Sequence[tuple[int, torch.Tensor, int | None]]) -> bool:
-        """Do the same if all is on the host and what was tapped fits; False: anything may be in the addresses."""
-        words, at = self._words, 0
-        for (index, x, version), (i, shape, strides, dtype, device, offset) in zip(taken, self.expect, strict=True):
-            if index != i or x.dtype is not dtype or x.shape != shape:
-                return False
-            if offset >= 0:
-                if x.stride() != strides or x.get_device() != device or version is not None and x._version != version:
-                    return False
-                words[at] = x.data_ptr() + offset
-                at += 8
-        return True
 
     def fresh(self) -> list[int]:
         """Do the same for the tensors that the plan was made of."""
@@ -178,13 +167,15 @@ class Gatherer:
             self._problem(self.taps[index].name, repr(e))
         ranges = forward.ranges
         decoded = type(ranges) is Decoded
+        if decoded:
+            plan = ranges.rows.plan
+            if plan is not None and plan.going is ranges.rows and ranges.current and ranges.rows.grid is forward.grid:
+                if self._recorder.repeat_step(ranges, forward.taken, plan.step.address):
+                    return True
+                plan.going = None
         sampled = decoded or any([r.sampled for r in ranges])
         key = (forward.grid, len(forward.taken), sampled)
         plan = self._plans.get(key)
-        if decoded and plan is not None and plan.going is ranges.rows and ranges.current and plan.aim(forward.taken):
-            going = ranges.rows
-            self._recorder.run_step(ranges, going.address, plan.layouts, plan.where, plan.count)
-            return True
         addresses = None if plan is None else _fitting(plan, forward)
         if plan is None or addresses is None:
             plan = self._make(forward, sampled)
@@ -273,7 +264,7 @@ class Gatherer:
                     plan.lasting &= rows.tensor is x and not stale
                 except Exception as e:  # noqa: BLE001 (a tensor of any kind may come; the others are captured)
                     self._problem(tap.name, str(e) if isinstance(e, Refused) else repr(e))
-            plan.expect.append((index, x.shape, _strides(x), x.dtype, x.get_device(), offset))
+            plan.expect.append((index, type(x), x.shape, _strides(x), x.dtype, x.get_device(), offset))
         plan.groups = [g for g in groups.values() if self._define(g)]
         kept = {i for g in plan.groups for i in g.sources}
         plan.expect = [e if i in kept else (*e[:-1], -1) for i, e in enumerate(plan.expect)]
@@ -318,8 +309,7 @@ class Gatherer:
         if plan.whole:
             recorder.run_step(ranges, pack(ranges, masks), plan.layouts, plan.where, plan.count)
             if type(ranges) is Decoded and plan.order is None and plan.lasting:
-                ranges.rows.mask(masks)
-                plan.going = ranges.rows
+                self._go_on(plan, ranges.rows, forward, masks)
             return
         recorder.begin_step(ranges, masks, plan.layouts)
         closing = set(range(len(groups)))  # layouts that must be aborted if something goes wrong
@@ -339,6 +329,13 @@ class Gatherer:
         finally:
             recorder.commit_step()
 
+    def _go_on(self, plan: _Plan, rows: Going, forward: Forward, masks: list[int]) -> None:
+        """Prepare the next step of a loop of decoding, of which this was one."""
+        rows.mask(masks)
+        step = Step(self._recorder.handle.value, plan.layouts, (plan.where, plan.count), self._recorder.counter)
+        if step.describe(forward.taken, [e[-1] for e in plan.expect], (rows.address, len(masks))):
+            plan.step, plan.going, rows.plan = step, rows, plan
+
     def _gather(self, group: Group, forward: Forward, addresses: list[int], bit: int | None) -> None:
         tensors = [r.tensor for r in group.rows] or [forward.taken[i][1] for i in group.sources]
         self.devices.gather(group.taps, tensors, addresses[group.first : group.first + len(group.entries)], bit)
@@ -351,10 +348,10 @@ def _strides(x: torch.Tensor) -> tuple[int, ...]:
 def _fitting(plan: _Plan, forward: Forward) -> list[int] | None:
     """Give the addresses of the rows if the plan fits what was tapped."""
     out = []
-    for (index, x, version), (i, shape, strides, dtype, device, offset) in zip(
+    for (index, x, version), (i, kind, shape, strides, dtype, device, offset) in zip(
         forward.taken, plan.expect, strict=True
     ):
-        if index != i or x.dtype is not dtype or x.shape != shape:
+        if index != i or type(x) is not kind or x.dtype is not dtype or x.shape != shape:
             return None
         if offset >= 0:
             if x.stride() != strides or x.get_device() != device or version is not None and x._version != version:

@@ -10,6 +10,7 @@ import torch
 
 from sonde.decoding import Decoded, Rows, rows_of
 from sonde.identity import Book, Naming, Track, clip, name_adapters, runs
+from sonde.native import functions
 from sonde.step import Finish, Phase, Range, Unidentified
 
 Run = tuple[int, int, int]  # (column, position, count)
@@ -82,6 +83,8 @@ class Generation:
         self._number = -1
         self._going: Rows | None = None  # what the last forward decoded; None: something else happened since
         self._cache: Any = None  # that it was given
+        native = functions()
+        self._nothing_ends = native.are_false if native is not None else lambda _: False
 
     # ---- before a forward ----
 
@@ -106,18 +109,12 @@ class Generation:
 
         It holds the tokens and the length of the same cache against what is expected, as `forward` does.
         """
-        going, full, start = self._going, self.full, self.computed
-        ids = arguments.get("input_ids")
-        if going is None or full is None or type(ids) is not torch.Tensor or arguments.get("inputs_embeds") is not None:
-            return None
-        place, cache = start - self.shift, self._cache
-        if start + 1 != self.length or ids.shape != (len(self.rows), 1) or full.shape != (len(self.rows), place + 1):
+        going, full, start, cache = self._going, self.full, self.computed, self._cache
+        if going is None or full is None or start + 1 != self.length or arguments.get("inputs_embeds") is not None:
             return None
         if cache is None or arguments.get("past_key_values") is not cache or cache.get_seq_length() != start:
             return None
-        if ids.is_cpu and not torch.equal(ids, full.narrow(1, place, 1)):
-            return None
-        step = going.advance(start)
+        step = going.advance(start, arguments.get("input_ids"), full, len(self.rows), start - self.shift + 1)
         if step is not None:
             self.full, self._step, self.computed = None, step, start + 1
         return step
@@ -182,7 +179,7 @@ class Generation:
     # ---- after a forward ----
 
     def chosen(self, tokens: torch.Tensor, done: torch.Tensor) -> torch.Tensor:
-        """Learn the sequences after sampling and which of them the criteria end; return which end."""
+        """Learn the sequences after sampling and which of them the criteria end; return which end, as done or anew."""
         length = self.shift + tokens.shape[1]
         if self._step and self.computed < length - 1:
             raise Unidentified(f"generate chose column {length} after computing {self.computed}")
@@ -190,17 +187,21 @@ class Generation:
         if self.computed >= length:
             self._reject(length - 1 - self.prompts.columns)
         self.computed, self.length, self._step = length - 1, length, []  # also when the capture was disabled
+        if self._nothing_ends(done) and not self.book.recorder.stops:
+            return done
         flags, stopping = done.tolist(), self.book.recorder.stopping
+        out = done
         for r, row in enumerate(self.rows):
             track = row.track
             if track is None:
                 continue
             if stopping(track.number):
-                flags[r] = done[r] = True
+                out = done.clone() if out is done else out
+                flags[r] = out[r] = True
                 self._end(row, Finish.DETECTOR)
             elif flags[r]:
                 self._end(row, Finish.LENGTH if tokens.shape[1] >= self.prompts.config.max_length else Finish.STOP)
-        return done
+        return out
 
     def _reject(self, generated: int) -> None:
         """Take back the drafts of the last forward behind so many accepted tokens."""

@@ -299,12 +299,11 @@ def _watching(criteria: Any, call: _Call) -> Any:
             if call.generation is None:
                 return done
             try:
-                with_stops = call.generation.chosen(input_ids, done.clone())
+                return call.generation.chosen(input_ids, done)
             except Exception as e:  # noqa: BLE001 (nothing that goes wrong here may reach the model)
                 call.guard(_raise, e)
                 call.give_up(str(e))
                 return done
-            return with_stops
 
     return Watching(criteria)
 

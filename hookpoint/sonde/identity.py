@@ -61,13 +61,36 @@ class Naming:
 class Track:
     """One open sequence: a sample of a request, and how often each of its positions was computed."""
 
-    __slots__ = ("cached", "ended", "name", "number", "passes", "prompt", "sample")
+    __slots__ = ("_decoded", "_passes", "_rows", "cached", "ended", "name", "number", "prompt", "sample")
 
     def __init__(self, number: int, name: dict[str, Any], sample: int, prompt: int, cached: int) -> None:
         """Start a sequence whose first `cached` positions were computed elsewhere."""
         self.number, self.name, self.sample, self.prompt, self.cached = number, name, sample, prompt, cached
-        self.passes: list[int] = [0] * cached  # of each position, how often it was computed
+        self._passes: list[int] = [0] * cached
+        self._rows: Any = None  # that decode it by themselves: `step` tokens behind the `_decoded` first ones
+        self._decoded = 0
         self.ended = False
+
+    def goes_with(self, rows: Any, decoded: int) -> None:
+        """Let rows count the tokens that are decoded from now on, one by one. decoded: those that are known."""
+        self._leave()
+        self._rows, self._decoded = rows, decoded
+
+    def _leave(self) -> None:
+        """Do something else with the sequence."""
+        if self._rows is not None:
+            self._rows.disturb()
+            self.passes  # noqa: B018 (counts what the rows have decoded)
+            self._rows = None
+
+    @property
+    def passes(self) -> list[int]:
+        """Say of each position how often it was computed."""
+        if self._rows is not None:
+            new = self._decoded + self._rows.step - len(self._passes)
+            if new:
+                self._passes.extend([1] * new)
+        return self._passes
 
     @property
     def length(self) -> int:
@@ -76,15 +99,18 @@ class Track:
 
     def skip(self, position: int) -> None:
         """Note that everything before a position was computed once, while nothing was captured."""
-        if position > len(self.passes):
-            self.passes.extend([1] * (position - len(self.passes)))
+        passes = self.passes
+        if position > len(passes):
+            self._leave()
+            passes.extend([1] * (position - len(passes)))
 
     def take(self, position: int, count: int, row: int, phase: Phase, again: Phase, sampled: int) -> list[Range]:
         """Compute `count` tokens from `position` on, in the rows from `row` on; the last `sampled` are sampled from.
 
         again: phase of those that were computed before. Raises Unidentified where a token before them is unknown.
         """
-        passes = self.passes
+        self._leave()
+        passes = self._passes
         if count == 1 and position == len(passes):  # a step of decoding
             passes.append(1)
             return [Range(self.number, position, 1, row, 0, phase, sampled > 0)]

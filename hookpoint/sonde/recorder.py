@@ -8,9 +8,11 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sonde import libsonde
 from sonde.errors import CaptureError
+from sonde.native import MISFIT, functions
 from sonde.step import Finish, Range, Verdict
 
 MODES = {"best_effort": 0, "complete": 1}
@@ -87,8 +89,11 @@ class Recorder:
         self.lock = threading.RLock()
         self._handle = c.c_void_p()
         self._open: dict[int, _Open] = {}
-        self._next, self._local, self._counter = 1, threading.local(), c.c_uint64()
+        self._next, self._local, self.counter = 1, threading.local(), c.c_uint64()
+        native = functions()
+        self._run = native.run if native is not None else None
         self._settings, self._closed, self._forks = settings, False, _forks[0]
+        self.stops = 0  #: sequences that a detector asked to stop
         self.stoppable = settings.on_abort is not None  #: someone ends a sequence for which `stopping` is true
         self._callbacks = (libsonde.ABORT_FN(self._on_abort), libsonde.LOG_FN(self._on_log))
         options = libsonde.WriterOptions(
@@ -229,26 +234,40 @@ class Recorder:
         if self.stoppable:
             self._note_lengths(ranges)
         status = self._lib.sonde_begin_step(
-            self._usable(), pack(ranges, masks), len(ranges), layouts, len(layouts) // 4, None, 0, self._counter
+            self._usable(), pack(ranges, masks), len(ranges), layouts, len(layouts) // 4, None, 0, self.counter
         )
         if status:
             libsonde.check(status)
 
-    def run_step(
-        self, ranges: Sequence[Range], packed: int | bytes, layouts: bytes, copies: int, count: int
-    ) -> None:
+    def run_step(self, ranges: Sequence[Range], packed: bytes, layouts: bytes, copies: int, count: int) -> None:
         """Make a whole step of rows in memory of the host: claim, copy, publish. Raises CaptureError.
 
-        packed: a sonde_range for each range, or where they are; see `pack`. copies: where `count` sonde_copy are.
+        packed: a sonde_range for each range; see `pack`. copies: where `count` sonde_copy are.
         """
         if self.stoppable:
             self._note_lengths(ranges)
         status = self._lib.sonde_step_run(
-            self._usable(), packed, len(ranges), layouts, len(layouts) // 4, copies, count, self._counter
+            self._usable(), packed, len(ranges), layouts, len(layouts) // 4, copies, count, self.counter
         )
         if status:
             libsonde.check(status)
-        self._local.step = self._counter.value
+        self._local.step = self.counter.value
+
+    def repeat_step(self, ranges: Sequence[Range], taken: list[Any], address: int) -> bool:
+        """Make a step as one before it, of what was tapped now. False: that does not fit. Raises CaptureError.
+
+        address: of the words of a `Step`, whose ranges say the same as `ranges`.
+        """
+        if self.stoppable:
+            self._note_lengths(ranges)
+        self._usable()
+        status = self._run(taken, address)  # type: ignore[misc] # without it there are no such words
+        if status:
+            if status == MISFIT:
+                return False
+            libsonde.check(status)
+        self._local.step = self.counter.value
+        return True
 
     def copy(self, copies: int, count: int) -> None:
         """Copy rows into the open step, as `count` sonde_copy at an address say. Raises CaptureError: nothing was."""
@@ -265,7 +284,7 @@ class Recorder:
         status = self._lib.sonde_commit_step(self._handle)
         if status:
             libsonde.check(status)
-        self._local.step = self._counter.value
+        self._local.step = self.counter.value
 
     def _note_lengths(self, ranges: Sequence[Range]) -> None:
         for r in ranges:
@@ -340,6 +359,7 @@ class Recorder:
             if not (self.stoppable or found.stoppable):
                 return libsonde.ABORT_UNKNOWN
             found.stopping = True
+            self.stops += 1
             final_length[0] = found.length + 1  # type: ignore[index] # the next token was sampled by now
             if self._settings.on_abort is not None:
                 self._settings.on_abort(Abort(found.request, found.sample, asked.number, asked.position))

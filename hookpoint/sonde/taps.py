@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules import module as _torch
 from torch.nn.utils.rnn import PackedSequence
 
 from sonde.names import Tap
@@ -24,7 +27,7 @@ _TENSOR = torch.Tensor
 class Forward:
     """One forward of the root that is captured: whose tokens it computes, and what was tapped."""
 
-    __slots__ = ("before", "grid", "problems", "ranges", "taken")
+    __slots__ = ("before", "grid", "problems", "ranges", "recording", "taken")
 
     def __init__(self, ranges: Sequence[Range], grid: Grid) -> None:
         """Nothing was tapped yet."""
@@ -33,6 +36,7 @@ class Forward:
         self.taken: list[tuple[int, torch.Tensor, int | None]] = []
         self.problems: list[tuple[int, Exception]] = []
         self.before: BaseException | None = None  #: exception that was handled when the forward began
+        self.recording: Any = None  #: of a graph, that takes the forward instead of a step
 
 
 class Current(threading.local):
@@ -151,33 +155,88 @@ class InputHook(_Hook):
         return first_tensor(kwargs, None) if x is None else x
 
 
+class Shortcuts:
+    """Calls tapped modules past what PyTorch does around hooks, which costs more than ours, enabled or not.
+
+    It is the way that `nn.Module.compile` goes, and open while the root runs: at any other time, as when it is copied
+    for several devices, a module is what it was. Where ours is not all that is to be done, PyTorch does it.
+    """
+
+    def __init__(self) -> None:
+        """Shorten nothing yet."""
+        self._ways: list[tuple[dict[str, Any], Callable[..., Any]]] = []
+
+    def add(self, module: nn.Module, hook: OutputHook, key: int) -> None:
+        """Shorten the calls of a module while this is its only hook. key: what it has the hook by."""
+        if hasattr(nn.Module, _WAY) and not isinstance(module, torch.jit.ScriptModule):
+            self._ways.append((module.__dict__, _direct(weakref.ref(module), hook, key)))
+
+    def open(self) -> None:
+        """Begin a forward of the root."""
+        for attributes, way in self._ways:
+            if _WAY not in attributes:
+                attributes[_WAY] = way
+
+    def close(self) -> None:
+        """End it."""
+        for attributes, way in self._ways:
+            if attributes.get(_WAY) is way:
+                attributes.pop(_WAY, None)
+
+
+_WAY = "_compiled_call_impl"
+
+
+def _direct(ref: weakref.ref[nn.Module], hook: OutputHook, key: int) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        module: Any = ref()
+        hooks = module._forward_hooks
+        if (
+            len(hooks) != 1 or key not in hooks or module._forward_pre_hooks
+            or module._backward_hooks or module._backward_pre_hooks
+            or _torch._global_forward_hooks or _torch._global_forward_pre_hooks
+            or _torch._global_backward_hooks or _torch._global_backward_pre_hooks
+            or torch.compiler.is_dynamo_compiling() or torch._C._is_tracing()
+        ):  # fmt: skip
+            return module._call_impl(*args, **kwargs)
+        output = module.forward(*args, **kwargs)
+        hook(module, args, output)
+        return output
+
+    return call
+
+
 class RootPreHook(_Copied):
     """Begins a forward of the root."""
 
-    def __init__(self, begin: Callable[[Any, Any, Any], None], traced: Callable[[Any, Any], None]) -> None:
+    def __init__(
+        self, begin: Callable[[Any, Any, Any], None], traced: Callable[[Any, Any], None], shortcuts: Shortcuts
+    ) -> None:
         """begin: of the capture. traced: what a compiler puts into its graph instead."""
-        self.begin, self.traced = begin, traced
+        self.begin, self.traced, self.shortcuts = begin, traced, shortcuts
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Ask who is in the forward."""
         if torch.compiler.is_dynamo_compiling():
             self.traced(args, kwargs)
         else:
+            self.shortcuts.open()
             self.begin(module, args, kwargs)
 
 
 class RootHook(_Copied):
     """Ends a forward of the root."""
 
-    def __init__(self, end: Callable[[Any, Any], None], traced: Callable[[], None]) -> None:
+    def __init__(self, end: Callable[[Any, Any], None], traced: Callable[[], None], shortcuts: Shortcuts) -> None:
         """end: of the capture. traced: what a compiler puts into its graph instead."""
-        self.end, self.traced = end, traced
+        self.end, self.traced, self.shortcuts = end, traced, shortcuts
 
     def __call__(self, module: Any, args: Any, output: Any) -> None:
         """Copy what was tapped."""
         if torch.compiler.is_dynamo_compiling():
             self.traced()
         else:
+            self.shortcuts.close()
             self.end(module, output)
 
 

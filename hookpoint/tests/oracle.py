@@ -72,6 +72,10 @@ class Memory:
                 assert self.rows[number, p, pass_].step == step
                 self.verdicts[number, p, pass_] = verdict
 
+    @property
+    def stops(self) -> int:
+        return len(self.stop)
+
     def stopping(self, number: int) -> bool:
         return number in self.stop
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,3 +67,16 @@ def test_a_list_where_an_id_belongs_is_refused() -> None:
 def test_enormous_and_odd_labels_store_nothing(labels: dict[str, Any]) -> None:
     stats = run(labels=labels)
     assert stats.forwards == 0 and stats.unidentified == 1 and stats.problems
+
+
+def test_a_socket_that_nobody_listens_at_is_named_while_the_model_runs(tmp_path: Path) -> None:
+    model = Layers()
+    with sonde.attach(model, ["a"], socket=tmp_path / "rnig.sock") as capture:
+        model(X)
+        end = time.monotonic() + 60
+        while not capture.stats().problems and time.monotonic() < end:
+            time.sleep(0.05)
+        (text,) = capture.stats().problems
+        assert "no agent answers at" in text and "rnig.sock: No such file or directory" in text
+        assert capture.stats().failures == 0
+        capture.detach(0)
