@@ -86,7 +86,7 @@ func TestTheTableCountsWhatHappened(t *testing.T) {
 	}
 	var page bytes.Buffer
 	writeTable(&page, []*result{r})
-	for _, want := range []string{"| " + one.name + " | 2 | 1 | 2.0 s of 30 s | 2 |",
+	for _, want := range []string{"| " + one.name + " | 2 | 1 | 2.0 s of 60 s | 2 |",
 		"| " + other.name + " | NOT RUN: 1 | | | |", "| **all** | **2** | **1** | | **2** |",
 		"10 rows computed = 8 stored + 2 named by the ledger; **0 unexplained**; FAILED"} {
 		if !strings.Contains(page.String(), want) {
