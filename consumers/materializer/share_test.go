@@ -169,7 +169,7 @@ func (a *away) Connected() bool { return !a.off.Load() }
 // partitions: it is fenced, drops what it had, and comes back as a member.
 func TestAFencedMaterializerGivesUpAndSharesAgain(t *testing.T) {
 	b, lake := newPartitioned(t, 3), t.TempDir()
-	sources, messages := engines(t, 6, 60)
+	sources, messages := engines(t, 5, 30)
 	zombieBus := &away{Bus: b}
 	zombie := start(t, sharing(zombieBus, lake))
 	publish(t, b, messages[:len(messages)/3])
@@ -203,7 +203,7 @@ func TestAFencedMaterializerGivesUpAndSharesAgain(t *testing.T) {
 func TestRandomMembersStoreEveryRowOnce(t *testing.T) {
 	r := newRandom(t)
 	b, lake := newPartitioned(t, 1+r.IntN(4)), t.TempDir()
-	sources, messages := engines(t, 6, 50)
+	sources, messages := engines(t, 6, 24)
 	type member struct {
 		run *running
 		bus *away

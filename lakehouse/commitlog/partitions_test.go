@@ -321,10 +321,10 @@ func TestEpochsOfOtherPartitionsAreKnown(t *testing.T) {
 // oracle is that each partition holds each of its messages once, in order.
 func TestRandomProcessesStoreEveryMessageOnce(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
-	for round := range uint64(6) {
+	for round := range uint64(4) {
 		r := rand.New(rand.NewPCG(seed, round))
 		t.Logf("seed %d, round %d", seed, round)
-		newModel(t, r).run(400)
+		newModel(t, r).run(250)
 	}
 }
 
