@@ -14,6 +14,8 @@ const (
 	reasonCorrupt        = "corrupt"
 	reasonOversize       = "oversize"
 	reasonPolicy         = "policy"
+	reasonSpoolFull      = "spool_full"
+	reasonSpoolDamaged   = "spool_damaged"
 )
 
 // Counts is the live ledger in rows that the policy chose. At every moment

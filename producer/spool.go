@@ -11,12 +11,6 @@ import (
 	"sonde/spool"
 )
 
-// Reasons of rows that were in the spool.
-const (
-	reasonSpoolFull    = "spool_full"
-	reasonSpoolDamaged = "spool_damaged"
-)
-
 // SpoolOptions say where messages go while the bus is away. Zero numbers mean the
 // defaults of package spool.
 type SpoolOptions struct {

@@ -59,6 +59,8 @@ func wordsOfRows(t *testing.T) []words {
 				"corrupt":          "the capture did not fit its layout",
 				"oversize":         "larger than a message may be",
 				"policy":           "an agent before this one had another policy, which chose them",
+				"spool_full":       "the bus was away and the spool full; rules of the lowest priority first",
+				"spool_damaged":    "the disk of the spool gave back other bytes than it got",
 			}},
 		{"Facts", "Column `fact` of table `ledger`.", constants(t, "schema/rows.go", "Fact"), map[string]string{
 			"layout":      "what a layout of the epoch holds",

@@ -37,6 +37,9 @@ func folders(c *config.Config) []Finding {
 		{key: "materializer.lake", dir: c.Materializer.Lake, need: lakeRoom, measure: true},
 		{key: "agent.dead_letter.dir", dir: c.Agent.DeadLetter.Dir, need: uint64(c.Agent.DeadLetter.MaxBytes)},
 		{key: "materializer.dead_letter_dir", dir: c.Materializer.DeadLetterDir}}
+	if dir := c.Agent.SpoolDir(); dir != "" {
+		places = append(places, place{key: "agent.spool.dir", dir: dir, need: uint64(c.Agent.Spool.MaxBytes)})
+	}
 	if c.Bus.UsesEmbedded() {
 		e := &c.Bus.Embedded
 		places = append([]place{{key: "bus.embedded.store_dir", dir: e.StoreDir, need: uint64(e.MaxBytes), measure: true}},
