@@ -23,6 +23,7 @@ import (
 	"sonde/ring2"
 	"sonde/schema"
 	"sonde/spool"
+	"sonde/tally"
 )
 
 // Bounds of the agent.
@@ -157,6 +158,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.stopServing()
 	defer ranks.Wait()
 	defer cancel()
+	ranks.Go(func() { tally.Tell(ctx, a.o.Bus, a.log, a.stageCounts) })
 	for {
 		s, err := a.o.Listener.Accept(ctx)
 		if ctx.Err() != nil {

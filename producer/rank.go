@@ -54,8 +54,10 @@ type rank struct {
 
 	unanswered sync.WaitGroup // messages that the bus or the spool did not answer
 	acks       ackQueue
-	requests   requestTable // also read by abort commands
-	heldNow    atomic.Int64 // for metrics: heldBytes, inflight, age of the oldest open batch
+	requests   requestTable  // also read by abort commands
+	from       uint64        // release_seq when the agent attached
+	readTo     atomic.Uint64 // nextSeq, for stageCounts
+	heldNow    atomic.Int64  // for metrics: heldBytes, inflight, age of the oldest open batch
 	inflightB  atomic.Int64
 	oldestNS   atomic.Int64
 
@@ -95,6 +97,7 @@ func newRank(a *Agent, s Session, log *slog.Logger) *rank {
 	r := &rank{agent: a, s: s, cfg: c, name: rankName{c.EngineInstance, int(c.Rank)}, log: log, account: newAccount(),
 		dead: map[uint64]*epoch{}, clock: a.now(), replaced: make(chan struct{}), gone: make(chan struct{}),
 		nextSeq: s.ReleaseSeq()}
+	r.from = r.nextSeq
 	r.owner = ownerOf(r.name)
 	r.acks.signal = make(chan struct{}, 1)
 	r.requests.tenants = map[uint64]string{}
@@ -237,6 +240,7 @@ func (r *rank) records(b batchOfRecords) error {
 			return nil
 		}
 	}
+	r.readTo.Store(r.nextSeq)
 	r.retire()
 	r.relieve()
 	switch {

@@ -142,6 +142,7 @@ func commands() []*cobra.Command {
 		topCommand(),
 		hooksCommand(),
 		doctorCommand(),
+		auditCommand(),
 		validateCommand(),
 		configCommand(),
 		versionCommand(),

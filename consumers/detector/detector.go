@@ -19,6 +19,7 @@ import (
 	"sonde/bus"
 	"sonde/consumers/group"
 	"sonde/schema"
+	"sonde/tally"
 )
 
 // Modes of a detector.
@@ -114,6 +115,7 @@ type Detector struct {
 	running sync.WaitGroup
 
 	progress progress
+	book     *tally.Book // rows that were read for some detector, for the other stages
 
 	mu       sync.Mutex // leaf: guards problems
 	problems map[string]problem
@@ -144,7 +146,7 @@ func New(o Options) (*Detector, error) {
 		open: newLRU[sampleKey, *sample](), ended: newLRU[sampleKey, *sample](), metrics: newMetrics(o.Registerer),
 		now: time.Now, deliveries: make(chan bus.Delivery, 1), taken: make(chan *part), given: make(chan giving),
 		queue: make(chan outgoing, maxUnpublished), aborts: make(chan struct{}, maxAborts),
-		problems: map[string]problem{}}
+		problems: map[string]problem{}, book: tally.NewBook(schema.StageDetector)}
 	names := map[string]string{}
 	for i, u := range o.Detectors {
 		name := u.Bundle.Manifest.Name

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"sonde/bus"
 	"sonde/schema"
+	"sonde/tally"
 )
 
 // Filters are the subjects of what a run reads: rows of the bound hooks and layers,
@@ -73,6 +75,11 @@ func (r *Detector) loop(ctx, commands context.Context) error {
 		return fmt.Errorf("hear live messages: %w", err)
 	}
 	defer deaf()
+	telling, stop := context.WithCancel(ctx)
+	var teller sync.WaitGroup
+	teller.Go(func() { tally.Tell(telling, r.o.Bus, r.o.Logger, r.book.Counts) })
+	defer teller.Wait()
+	defer stop()
 	ended := make(chan error, 1)
 	go func() { ended <- r.member.Run(ctx, r.hold) }()
 	quiet := time.NewTicker(quietPoll)
@@ -174,6 +181,7 @@ func (r *Detector) vectors(ctx context.Context, p *part, b *schema.Batch, now ti
 		}
 		judges = append(judges, j)
 	}
+	fresh := uint64(0)
 	for i := range b.Len() {
 		row := b.Vector(i)
 		if !c.watermark.Less(schema.Cursor{Seq: row.Seq, Row: row.Row + 1}) {
@@ -182,11 +190,13 @@ func (r *Detector) vectors(ctx context.Context, p *part, b *schema.Batch, now ti
 			}
 			continue
 		}
+		fresh++
 		s := r.find(p, h, row.Number, row.Request, row.Sample, now)
 		for _, j := range judges {
 			r.judgeRow(ctx, j, s, c, &row)
 		}
 	}
+	r.book.Add(h, "read", fresh)
 	if c.watermark.Less(h.Last()) {
 		c.watermark = h.Last()
 	}

@@ -130,6 +130,9 @@ func (p *part) finish() {
 		p.metrics.files.WithLabelValues(string(name)).Inc()
 		p.metrics.bytes.WithLabelValues(string(name)).Add(float64(f.Bytes))
 	}
+	for _, t := range open.taken {
+		p.book.Add(t.of, "stored", t.rows)
+	}
 	p.chains.committed()
 	p.chains.forget(open.forget)
 	p.lookup.committed()

@@ -26,6 +26,8 @@ import (
 	"sonde/deadletter"
 	"sonde/lakehouse/commitlog"
 	"sonde/lakehouse/table"
+	"sonde/schema"
+	"sonde/tally"
 )
 
 // Options configure a Materializer. Bus and Lake are needed; other zero values mean
@@ -107,6 +109,7 @@ type Materializer struct {
 	member atomic.Pointer[group.Member]  // set by Run
 	first  *commitlog.Writer             // the claim that made the lake, until it is used
 	sweeps sweeps
+	book   *tally.Book // rows of vectors and stats: taken from the bus, stored
 
 	mu      sync.Mutex // a leaf; guards parts
 	parts   map[int]*part
@@ -122,7 +125,8 @@ func New(o Options) (*Materializer, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Materializer{o: o, log: o.Logger, dead: dead, parts: map[int]*part{}}
+	m := &Materializer{o: o, log: o.Logger, dead: dead, parts: map[int]*part{},
+		book: tally.NewBook(schema.StageMaterializer)}
 	m.metrics = newMetrics(o.Registerer, m.oldestAge, m.chainCount)
 	return m, nil
 }
@@ -215,6 +219,11 @@ func (m *Materializer) run(ctx context.Context) error {
 		return err
 	}
 	m.member.Store(member)
+	telling, stop := context.WithCancel(ctx)
+	var teller sync.WaitGroup
+	teller.Go(func() { tally.Tell(telling, m.o.Bus, m.log, m.book.Counts) })
+	defer teller.Wait()
+	defer stop()
 	return member.Run(ctx, func(hold context.Context, partition int, holds func(uint64)) error {
 		return m.hold(ctx, hold, partition, holds)
 	})

@@ -6,6 +6,7 @@ import (
 
 	"sonde/lakehouse/commitlog"
 	"sonde/lakehouse/table"
+	"sonde/schema"
 )
 
 // pending is what was read since the last commit. Messages stay as they came until
@@ -22,12 +23,19 @@ type pending struct {
 	refs   map[table.Name][]table.Ref
 	epochs map[table.Name]map[uint64]bool
 	closed []uint64 // epochs whose closed fact is among refs
+	taken  []takenRows
 	letter []commitlog.DeadLetter
 	totals commitlog.Totals
 
 	files    map[table.Name]commitlog.File // written by an attempt to commit
 	prepared *commitlog.Commit             // of an attempt; the next one repeats it
 	forget   []uint64
+}
+
+// takenRows are rows of one message that the table did not have.
+type takenRows struct {
+	of   *schema.Header
+	rows uint64
 }
 
 func newPending(source commitlog.Source) *pending {

@@ -24,6 +24,10 @@ func (p *part) take(d bus.Delivery) error {
 	stored, err := p.store(msg)
 	if stored > 0 {
 		p.pending.bytes += int64(len(d.Data))
+		if k := msg.Header.Kind; k == schema.KindVectors || k == schema.KindStats {
+			p.book.Add(&msg.Header, "taken", uint64(stored))
+			p.pending.taken = append(p.pending.taken, takenRows{&msg.Header, uint64(stored)})
+		}
 	}
 	return err
 }
@@ -125,13 +129,13 @@ func (p *part) bury(d bus.Delivery, why error) error {
 	if !kept {
 		p.metrics.discarded.Inc()
 	}
+	if err := p.o.Bus.Broadcast(deadletter.Subject, deadletter.Tell(name, l)); err != nil {
+		p.log.Debug("nobody is told of the dead letter over the bus", "error", err)
+	}
 	p.log.Warn("message cannot be decoded", "position", d.Seq, "subject", d.Subject, "error", why, "kept", kept,
 		"keep_error", err)
 	p.pending.totals.DeadLetters++
 	if len(p.pending.letter) < maxLettersPerCommit {
-	if err := p.o.Bus.Broadcast(deadletter.Subject, deadletter.Tell(name, l)); err != nil {
-		p.log.Debug("nobody is told of the dead letter over the bus", "error", err)
-	}
 		reason := why.Error()
 		p.pending.letter = append(p.pending.letter, commitlog.DeadLetter{Position: d.Seq,
 			Reason: reason[:min(len(reason), maxLetterReasonBytes)]})

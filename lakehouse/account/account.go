@@ -13,11 +13,12 @@ import (
 )
 
 // Account is the durable ledger in rows: one token at one hook that the policy
-// chose. Every expected row is in the first class that fits of Stored,
+// chose. Every expected row is in the first class that fits of Stored, OnBus,
 // DeadLettered, Aborted, Dropped, Lost, InFlight and Unexplained.
 type Account struct {
 	Expected     uint64            // what the HookPoints offered and the policy chose
 	Stored       uint64            // in the tables, each counted once
+	OnBus        uint64            // not in the tables, and in a message that the bus holds; 0 when nobody looked there
 	DeadLettered uint64            // in a dead-letter directory
 	Aborted      uint64            // the engine's copy failed
 	Dropped      map[string]uint64 // by reason
@@ -44,6 +45,7 @@ type HookCounts struct {
 	Hook     string // empty: rows whose layout is unknown
 	Expected uint64
 	Stored   uint64
+	OnBus    uint64
 	InFlight uint64
 	Bad      uint64 // Duplicated + Unasked + Unexplained
 }
@@ -71,11 +73,11 @@ func (a *Account) Balance() error {
 	if a.broken != "" {
 		defects = append(defects, errors.New(a.broken))
 	}
-	sum := a.Stored + a.DroppedRows() + a.Aborted + a.Lost + a.DeadLettered + a.InFlight
+	sum := a.Stored + a.OnBus + a.DroppedRows() + a.Aborted + a.Lost + a.DeadLettered + a.InFlight
 	if sum != a.Expected {
-		defects = append(defects, fmt.Errorf("expected %d rows, but stored %d + dropped %d + aborted %d + lost %d + "+
-			"dead-lettered %d + in flight %d = %d", a.Expected, a.Stored, a.DroppedRows(), a.Aborted, a.Lost, a.DeadLettered,
-			a.InFlight, sum))
+		defects = append(defects, fmt.Errorf("expected %d rows, but stored %d + on the bus %d + dropped %d + aborted %d + "+
+			"lost %d + dead-lettered %d + in flight %d = %d", a.Expected, a.Stored, a.OnBus, a.DroppedRows(), a.Aborted, a.Lost,
+			a.DeadLettered, a.InFlight, sum))
 	}
 	for _, defect := range []struct {
 		rows uint64
@@ -106,6 +108,9 @@ func (a *Account) String() string {
 	fmt.Fprintf(w, "ledger\trows\tshare\t\n")
 	line("captured", a.Expected)
 	line("= stored", a.Stored)
+	if a.OnBus > 0 {
+		line("+ on the bus", a.OnBus)
+	}
 	for _, reason := range a.reasons() {
 		line("+ dropped ("+reason+")", a.Dropped[reason])
 	}

@@ -60,16 +60,16 @@ func (l *ledger) want(want Account) *Account {
 	l.Helper()
 	a := l.Finish()
 	got := fmt.Sprint(a.Expected, a.Stored, a.DeadLettered, a.Aborted, a.Dropped, a.Lost, a.InFlight, a.Filtered, a.Early,
-		a.Duplicated, a.Unasked, a.Unexplained)
+		a.OnBus, a.Duplicated, a.Unasked, a.Unexplained)
 	if want.Dropped == nil {
 		want.Dropped = map[string]uint64{}
 	}
 	w := &want
 	should := fmt.Sprint(w.Expected, w.Stored, w.DeadLettered, w.Aborted, w.Dropped, w.Lost, w.InFlight, w.Filtered,
-		w.Early, w.Duplicated, w.Unasked, w.Unexplained)
+		w.Early, w.OnBus, w.Duplicated, w.Unasked, w.Unexplained)
 	if got != should {
 		l.Errorf("the account is\n%s, want\n%s\n(expected stored dead aborted dropped lost in-flight filtered early "+
-			"duplicated unasked unexplained)\n%v", got, should, a)
+			"on-bus duplicated unasked unexplained)\n%v", got, should, a)
 	}
 	sound := want.Duplicated+want.Unasked+want.Unexplained == 0
 	if err := a.Balance(); (err == nil) != sound {
@@ -158,6 +158,28 @@ func TestRowsThatNobodyAskedForAreNamed(t *testing.T) {
 	}
 }
 
+func TestARowOnTheBusIsCountedOnceWhateverElseHoldsIt(t *testing.T) {
+	l := newLedger(t)
+	l.must(expect(10, 0, 11, 0, 4))
+	l.must(expect(12, 0, 13, 0, 4))
+	l.store(11, []int{0}, 0, 1)
+	onBus := func(capture uint64, entry int, rows ...uint32) {
+		k := testEntries[entry]
+		for _, row := range rows {
+			l.OnBus(Row{Epoch: testEpoch, Hook: k.hook, Layer: k.layer, Shard: k.shard, Seq: capture, Row: row})
+		}
+	}
+	onBus(13, 1, 3, 2)
+	onBus(11, 0, 0, 1, 2) // two of them are stored
+	onBus(11, 0, 2)       // published again
+	onBus(11, 2, 9)       // no fact expects it: not a defect of the tables
+	onBus(99, 2, 0)
+	a := l.want(Account{Expected: 24, Stored: 2, OnBus: 3, InFlight: 19})
+	if !strings.Contains(a.String(), "on the bus") {
+		t.Errorf("the page says nothing of the bus:\n%s", a)
+	}
+}
+
 func TestRowsOfOpenEpochsAreInFlightNotWrong(t *testing.T) {
 	l := newLedger(t)
 	l.must(expect(10, 0, 11, 0, 4))
@@ -219,7 +241,7 @@ func TestMergedHullsCountTheirExactRows(t *testing.T) {
 	l.mustOf("", schema.LedgerRow{Seq: 99, Fact: schema.FactMissing, Rows: 11, Reason: "unnamed", Layer: -1})
 	l.close()
 	a := l.want(Account{Expected: 116, Filtered: 4, Dropped: map[string]uint64{"no_slot": 105, "unnamed": 11}})
-	if got := fmt.Sprint(a.ByHook); got != "[{ 16 0 0 0} {resid_post 67 0 0 0} {token_ids 33 0 0 0}]" {
+	if got := fmt.Sprint(a.ByHook); got != "[{ 16 0 0 0 0} {resid_post 67 0 0 0 0} {token_ids 33 0 0 0 0}]" {
 		t.Errorf("by hook %s", got)
 	}
 }

@@ -107,9 +107,11 @@ type chainKey struct {
 type chain struct {
 	key     chainKey
 	set     spanSet
+	bus     spanSet // in messages
 	repeats uint64
 	counts  *HookCounts
 	at      int    // next span of set.sorted
+	busAt   int    // and of bus.sorted
 	seen    uint64 // turn of the judge that the scratch is about
 
 	wanted, left rowBits
@@ -232,6 +234,20 @@ func (b *Builder) Stored(r Row) {
 	c.set.add(r.Seq, r.Row, func(s span) { b.repeated(c, s) })
 	if b.spans += len(c.set.sorted) + len(c.set.tail) - before; b.spans > maxSpans {
 		b.broken = fmt.Sprintf("the tables hold more than %d runs of rows: account for fewer epochs at a time", maxSpans)
+	}
+}
+
+// OnBus takes the identity of one row in a message that the bus holds. It may be
+// told again, and the row may be stored too.
+func (b *Builder) OnBus(r Row) {
+	c := b.chainOf(r)
+	if c == nil {
+		return
+	}
+	before := len(c.bus.sorted) + len(c.bus.tail)
+	c.bus.add(r.Seq, r.Row, func(span) {})
+	if b.spans += len(c.bus.sorted) + len(c.bus.tail) - before; b.spans > maxSpans {
+		b.broken = fmt.Sprintf("tables and bus hold more than %d runs of rows: account for fewer epochs at a time", maxSpans)
 	}
 }
 

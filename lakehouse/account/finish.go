@@ -66,6 +66,7 @@ func (j *judge) epoch(e *epoch) {
 	}
 	for _, c := range e.chains {
 		c.set.merge(func(s span) { j.b.repeated(c, s) })
+		c.bus.merge(func(span) {})
 		c.counts = j.hook(c.key.hook)
 		c.counts.Bad += c.repeats
 	}
@@ -238,6 +239,15 @@ func (j *judge) store(c *chain) {
 	}
 	j.a.Stored += stored
 	c.counts.Stored += stored
+	waiting := c.bus.sorted
+	for c.busAt < len(waiting) && waiting[c.busAt].seq < j.capture {
+		c.busAt++
+	}
+	for ; c.busAt < len(waiting) && waiting[c.busAt].seq == j.capture; c.busAt++ {
+		n := c.left.takeSpan(waiting[c.busAt])
+		j.a.OnBus += n
+		c.counts.OnBus += n
+	}
 }
 
 // unaskedIn names the rows of a span that the capture at hand does not expect.
