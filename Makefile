@@ -14,7 +14,7 @@ GPU_PYTHON ?= python3
 
 .PHONY: help build demo kafka check fmt vet staticcheck tidy generate-check docs-reference test race
 .PHONY: test-engines bench-engines
-.PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity group torture chaos chaos-long bench bench-ring bench-stall bench-hookpoint clean
+.PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity group torture chaos chaos-long bench bench-ring bench-stall outage bench-hookpoint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -202,6 +202,9 @@ bench-hookpoint: build libsonde ## what HookPoints add to a decode step of a Hug
 
 bench-gpu: ## HookPoints on a GPU: PART=1 fidelity, 2 decode step, 3 with the dataset, 4 torch.compile; needs one, and PyTorch
 	$(GPU_PYTHON) bench/gpu/run.py --part $(PART) $(ARGS)
+
+outage: build ## take the bus away for twenty minutes of bytes: what fits the spool arrives in order, what does not is named
+	go run ./trials/outage
 
 bench-stall: build ## the engine's step time with the agent running and with the agent stopped for 30 s
 	go run ./trials/stall
