@@ -1,6 +1,8 @@
 package bus_test
 
 import (
+	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -36,12 +38,31 @@ func TestAReaderWhoseServerFellBehindIsServedByAnother(t *testing.T) {
 				}
 			}
 			for i := 1; i <= 3; i++ {
-				if d := next(t, s); string(d.Data) != string(p.payload(i)) {
+				if d := nextInSteps(t, s); string(d.Data) != string(p.payload(i)) {
 					t.Fatalf("got position %d instead of message %d", d.Seq, i)
 				}
 			}
 		})
 	}
+}
+
+// nextInSteps waits for the next message as a materializer does, which commits now and
+// then: each wait alone is shorter than the time after which a reader wonders.
+func nextInSteps(t *testing.T, s bus.Subscription) bus.Delivery {
+	t.Helper()
+	for ctx := deadline(t); ctx.Err() == nil; {
+		step, cancel := context.WithTimeout(ctx, 8*time.Millisecond)
+		d, err := s.Next(step)
+		cancel()
+		if err == nil {
+			return d
+		}
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("no message came")
+	return bus.Delivery{}
 }
 
 // pauseReaders keeps the broker from delivering anything to the readers of now.

@@ -38,6 +38,7 @@ type subscription struct {
 	idle        time.Duration
 	owed        uint64        // end of the stream at the last look, if beyond next; 0: it was not, or something came
 	skippedTo   atomic.Uint64 // where next last moved on over messages of others
+	quiet       time.Time     // since when nothing has come, or since the last look at why
 	consumer    jetstream.Consumer
 	messages    jetstream.MessagesContext
 	stop        func() // forgets the end of the connection
@@ -116,14 +117,14 @@ func (s *subscription) Next(ctx context.Context) (Delivery, error) {
 	return Delivery{}, s.err
 }
 
-// wait waits for the next message of the consumer. When nothing comes for a while, it
-// ends with DeadlineExceeded, after it looked for the reason.
+// wait waits for the next message of the consumer. When nothing has come for a while,
+// over however many calls, it ends with DeadlineExceeded, after it looked for the reason.
 func (s *subscription) wait(ctx context.Context) (jetstream.Msg, error) {
-	short, cancel := context.WithTimeout(ctx, s.idle)
+	short, cancel := context.WithTimeout(ctx, max(time.Millisecond, s.idle-time.Since(s.quiet)))
 	defer cancel()
 	m, err := s.messages.Next(jetstream.NextContext(short))
 	if err == nil {
-		s.owed = 0
+		s.owed, s.quiet = 0, time.Now()
 	} else if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		s.silence(ctx)
 	}
@@ -140,9 +141,12 @@ func (s *subscription) silence(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	info, err := s.n.Info(ctx, s.partition)
+	if err != nil { // asked again by the next call
+		return
+	}
 	before := s.owed
-	s.owed = 0
-	if err != nil || !s.belongs(info.Incarnation) || info.Last < s.next {
+	s.owed, s.quiet = 0, time.Now()
+	if !s.belongs(info.Incarnation) || info.Last < s.next {
 		return
 	}
 	s.owed = info.Last
@@ -230,7 +234,7 @@ func (s *subscription) open(ctx context.Context) error {
 			s.messages = nil
 			return fmt.Errorf("read stream %s: %w", s.stream, err)
 		}
-		s.consumerSeq = 0
+		s.consumerSeq, s.owed, s.quiet = 0, 0, time.Now()
 		stop1, stop2 := context.AfterFunc(c, s.messages.Stop), context.AfterFunc(s.ctx, s.messages.Stop)
 		s.stop = func() { stop1(); stop2() }
 		return nil
