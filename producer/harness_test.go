@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -494,15 +493,6 @@ func (s *stored) find(fact string) (out []ledger.Fact) {
 		}
 	}
 	return out
-}
-
-// bye ends the epoch of an engine in peace.
-func (e *engine) bye(w *world, done <-chan struct{}) {
-	w.Helper()
-	seq := e.s.put(ring2.KindBye, nil)
-	until(w.T, "everything is released", func() bool { return e.s.ReleaseSeq() == seq+1 })
-	e.s.end(io.EOF)
-	w.await(done)
 }
 
 func u64(v uint64) []byte { return binary.LittleEndian.AppendUint64(nil, v) }

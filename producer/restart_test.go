@@ -361,3 +361,12 @@ func TestAPolicyThatChangesBetweenTwoAgentsLeavesNoRowWithoutAReason(t *testing.
 		}
 	}
 }
+
+// bye ends the epoch of an engine in peace.
+func (e *engine) bye(w *world, done <-chan struct{}) {
+	w.Helper()
+	seq := e.s.put(ring2.KindBye, nil)
+	until(w.T, "everything is released", func() bool { return e.s.ReleaseSeq() == seq+1 })
+	e.s.end(io.EOF)
+	w.await(done)
+}

@@ -38,9 +38,10 @@ func newDeadWorld(t *testing.T) *deadWorld {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { e.Close() })
-	w := &deadWorld{T: t, dir: dir, config: filepath.Join(dir, "sonde.yaml"), lake: filepath.Join(dir, "lake")}
-	text := fmt.Sprintf("bus: {url: %q}\nagent: {dead_letter: {dir: %s/a}}\nmaterializer: {dead_letter_dir: %s/m, lake: %s}\n",
-		e.URL(), dir, dir, w.lake)
+	w := &deadWorld{T: t, dir: dir, config: filepath.Join(dir, "sonde.yaml"),
+		lake: filepath.Join(dir, "lake")}
+	text := fmt.Sprintf("bus: {url: %q}\nagent: {dead_letter: {dir: %s/a}}\n"+
+		"materializer: {dead_letter_dir: %s/m, lake: %s}\n", e.URL(), dir, dir, w.lake)
 	if err := os.WriteFile(w.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -48,8 +49,8 @@ func newDeadWorld(t *testing.T) *deadWorld {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.bus.Close() })
-	h := schema.Header{Kind: schema.KindVectors, Tenant: "acme", Engine: "e", Epoch: 0xdead, Hook: "h", Layer: 1, DType: "u8",
-		Shape: []int{4}}
+	h := schema.Header{Kind: schema.KindVectors, Tenant: "acme", Engine: "e", Epoch: 0xdead, Hook: "h", Layer: 1,
+		DType: "u8", Shape: []int{4}}
 	enc, err := schema.NewVectorEncoder(h)
 	if err != nil {
 		t.Fatal(err)
@@ -87,8 +88,8 @@ func (w *deadWorld) keep(folder string, l deadletter.Letter) string {
 func (w *deadWorld) ledger(file string) {
 	w.Helper()
 	h := schema.Header{Tenant: "acme", Engine: "e", Epoch: 0xdead}
-	fact := schema.LedgerRow{Seq: 6, Row: 2, Fact: schema.FactExpected, Number: 3, Request: "r", Count: deadRows, Stride: 1,
-		Layout: 9, Entries: "0", Rows: deadRows, Outcome: schema.OutcomeCaptured, CaptureSeq: 7, Layer: -1}
+	fact := schema.LedgerRow{Seq: 6, Row: 2, Fact: schema.FactExpected, Number: 3, Request: "r", Count: deadRows,
+		Stride: 1, Layout: 9, Entries: "0", Rows: deadRows, Outcome: schema.OutcomeCaptured, CaptureSeq: 7, Layer: -1}
 	dead := fact
 	dead.Seq, dead.Row, dead.Fact, dead.Hook, dead.Layer, dead.Detail = 7, 0, schema.FactDeadLetter, "h", 1,
 		fmt.Sprintf(`{"file":%q}`, file)
@@ -178,8 +179,8 @@ func TestALetterThatIsReplayedTwiceIsStoredOnceAndNoLongerDead(t *testing.T) {
 
 func TestListAndShowSayWhatCanBeSaidOfEachLetter(t *testing.T) {
 	w := newDeadWorld(t)
-	nonsense := w.keep("m", deadletter.Letter{From: deadletter.FromMaterializer, When: time.Unix(200, 0), Reason: "not\x1b[31m Arrow",
-		Subject: "sonde.v1.x", Position: 12, Data: bytes.Repeat([]byte("nonsense "), 60)})
+	nonsense := w.keep("m", deadletter.Letter{From: deadletter.FromMaterializer, When: time.Unix(200, 0),
+		Reason: "not\x1b[31m Arrow", Subject: "sonde.v1.x", Position: 12, Data: bytes.Repeat([]byte("nonsense "), 60)})
 	out, _ := w.sonde(exitOK, "list")
 	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 3 || !strings.Contains(lines[1], w.letter) ||
 		!strings.Contains(lines[2], nonsense) || strings.Contains(out, "\x1b") {
@@ -193,7 +194,8 @@ func TestListAndShowSayWhatCanBeSaidOfEachLetter(t *testing.T) {
 		}
 	}
 	out, _ = w.sonde(exitOK, "show", nonsense)
-	for _, want := range []string{"decoded      no", "position 12 of partition 0", "6e 6f 6e 73 65 6e 73 65", "and 284 more bytes"} {
+	for _, want := range []string{"decoded      no", "position 12 of partition 0", "6e 6f 6e 73 65 6e 73 65",
+		"and 284 more bytes"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("show does not say %q: %s", want, out)
 		}
@@ -205,7 +207,8 @@ func TestListAndShowSayWhatCanBeSaidOfEachLetter(t *testing.T) {
 	if err := os.WriteFile(torn, []byte("SNDDEAD1 torn"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out, errs := w.sonde(exitFailed, "list"); !strings.Contains(out, "cannot be read") || !strings.Contains(errs, "torn") {
+	out, errs := w.sonde(exitFailed, "list")
+	if !strings.Contains(out, "cannot be read") || !strings.Contains(errs, "torn") {
 		t.Errorf("a torn file: %s %s", out, errs)
 	}
 	out, _ = w.sonde(exitFailed, "list", "--json")

@@ -90,10 +90,12 @@ func (o *outage) arm(ctx context.Context, mode, dir string) error {
 	stepLog := filepath.Join(dir, "steps.log")
 	// The delay stands for the time that a step spends on an accelerator: without it
 	// engine and agent would compete for cores.
-	pipe, err := fleet.NewPipeline(fleet.Options{Binary: o.binary, Dir: dir, CommitMS: 500, LingerMS: 250, Rules: rules, Mode: mode,
+	pipe, err := fleet.NewPipeline(fleet.Options{Binary: o.binary, Dir: dir, CommitMS: 500, LingerMS: 250, Rules: rules,
+		Mode:       mode,
 		StreamKeys: "max_bytes: 2GiB, retain_bytes: 1GiB",
 		AgentKeys:  fmt.Sprintf("  inflight_bytes: 8MiB\n  spool: {max_bytes: %s}\n", o.spool),
-		EngineArgs: []string{"--max-batch", fmt.Sprint(sequences), "--kv-blocks", "512", "--hooks", "token_ids,resid_post,final_logits", "--ring-bytes", "16MiB",
+		EngineArgs: []string{"--max-batch", fmt.Sprint(sequences), "--kv-blocks", "512", "--hooks",
+			"token_ids,resid_post,final_logits", "--ring-bytes", "16MiB",
 			"--ring-mode", mode, "--step-delay", "8ms", "--step-log", stepLog}})
 	if err != nil {
 		return err
