@@ -88,10 +88,19 @@ func TestTheTableCountsWhatHappened(t *testing.T) {
 	writeTable(&page, []*result{r})
 	for _, want := range []string{"| " + one.name + " | 2 | 1 | 2.0 s of 60 s | 2 |",
 		"| " + other.name + " | NOT RUN: 1 | | | |", "| **all** | **2** | **1** | | **2** |",
-		"10 rows computed = 8 stored + 2 named by the ledger; **0 unexplained**; FAILED"} {
+		"FAILED; 10 rows computed = 8 stored + 2 named by the ledger; **0 unexplained**"} {
 		if !strings.Contains(page.String(), want) {
 			t.Errorf("the page lacks %q:\n%s", want, &page)
 		}
+	}
+}
+
+// A run that never came to count its rows must not look like one without a defect.
+func TestAFailedRunClaimsNoRows(t *testing.T) {
+	var page bytes.Buffer
+	writeTable(&page, []*result{{on: onKafka, seed: 1, why: errors.New("planted")}})
+	if strings.Contains(page.String(), "unexplained") || !strings.Contains(page.String(), "FAILED") {
+		t.Errorf("the page is:\n%s", &page)
 	}
 }
 

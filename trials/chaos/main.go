@@ -85,7 +85,7 @@ func parse(args []string) (o options, err error) {
 	flags.StringVar(&o.out, "out", "", "also write the table to this file")
 	only := flags.String("only", "", "only faults whose name this regular expression fits, to look into one")
 	flags.BoolVar(&o.list, "list", false, "print the schedule and do no harm")
-	flags.StringVar(&o.plant, "plant", "", "prove that a bug would be found, in a sonde that is built with it: "+plantNames())
+	flags.StringVar(&o.plant, "plant", "", "prove that a bug is found, in a sonde that is built with it: "+plantNames())
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
@@ -99,8 +99,8 @@ func parse(args []string) (o options, err error) {
 		o.buses = append(o.buses, busName(name))
 	}
 	if o.faults < 1 || o.atOnce < 1 || flags.NArg() > 0 {
-		return o, fmt.Errorf("-faults is %d and -at-once %d, and both take 1 or more; no other arguments are taken, and there "+
-			"are %q", o.faults, o.atOnce, flags.Args())
+		return o, fmt.Errorf("-faults is %d and -at-once %d, and both take 1 or more; no other arguments are taken, and "+
+			"there are %q", o.faults, o.atOnce, flags.Args())
 	}
 	return o, nil
 }

@@ -105,11 +105,15 @@ func writeTable(out io.Writer, results []*result) {
 	}
 	fmt.Fprint(out, "\n\n")
 	for _, r := range results {
-		fmt.Fprintf(out, "%s, seed %d, %v: %d rows computed = %d stored + %d named by the ledger; **%d unexplained**", r.on,
-			r.seed, r.took.Round(time.Second), r.captured, r.stored, r.named, r.unexplained)
-		if r.why != nil {
-			fmt.Fprint(out, "; FAILED")
+		fmt.Fprintf(out, "%s, seed %d, %v: ", r.on, r.seed, r.took.Round(time.Second))
+		switch {
+		case r.captured == 0:
+			fmt.Fprint(out, "FAILED before its rows were counted\n\n")
+			continue
+		case r.why != nil:
+			fmt.Fprint(out, "FAILED; ")
 		}
-		fmt.Fprint(out, "\n\n")
+		fmt.Fprintf(out, "%d rows computed = %d stored + %d named by the ledger; **%d unexplained**\n\n", r.captured,
+			r.stored, r.named, r.unexplained)
 	}
 }
