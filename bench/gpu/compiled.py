@@ -60,6 +60,16 @@ def make(bench: Bench, arm: str, graph: bool, socket: str) -> cost.Arm:
     return made
 
 
+def kernels(call: Any) -> int:
+    """Count what a step launches on the GPU, copies included."""
+    if not rig.ON_GPU:
+        return 0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        call()
+        rig.synchronize()
+    return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in seen.events())
+
+
 @torch.no_grad()
 def child(arm: str, mode: str, batch: int, layers: int, socket: str) -> None:
     """Compile, then measure a round for each line of the input."""
@@ -73,7 +83,8 @@ def child(arm: str, mode: str, batch: int, layers: int, socket: str) -> None:
         for _ in range(3):
             a.after(a.call())
         rig.synchronize()
-    ready = {"seconds": round(time.perf_counter() - start, 1), "layers": model.config.num_hidden_layers}
+    ready = {"seconds": round(time.perf_counter() - start, 1), "layers": model.config.num_hidden_layers,
+             "kernels": kernels(a.call)}  # fmt: skip
     print(json.dumps(ready), flush=True)
     for line in sys.stdin:
         if line.strip() == "end":
@@ -140,7 +151,8 @@ def measure(layers: int, seed: int, batch: int, rounds: int, mode: str) -> dict[
         added = sorted(x - y for x, y in zip(us, times["off"], strict=True))
         arms[said.get(n, n)] = {"us": round(statistics.median(us)), "added_us": round(statistics.median(added), 1),
                                 "added_all_us": [round(x, 1) for x in added], **ends.get(n, {})}  # fmt: skip
-    return {"layers": hooks, "compile_seconds": {n: r["seconds"] for n, r in ready.items()}, "arms": arms}
+    return {"layers": hooks, "compile_seconds": {n: r["seconds"] for n, r in ready.items()},
+            "kernels": {n: r["kernels"] for n, r in ready.items()}, "arms": arms}  # fmt: skip
 
 
 if __name__ == "__main__":

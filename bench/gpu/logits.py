@@ -98,6 +98,8 @@ class Build:
         out = [run(self.ids).float() for _ in range(2)][-1]
         if capture is not None:
             capture.detach(0)
+            if capture.stats().forwards != 2:
+                raise SystemExit(f"the compiled model was not captured: {capture.stats()}")
         return out
 
 
