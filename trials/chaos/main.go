@@ -80,7 +80,7 @@ func parse(args []string) (o options, err error) {
 	flags.IntVar(&o.faults, "faults", 36, "how many faults on each bus")
 	buses := flags.String("buses", "nats,cluster,kafka", "which buses")
 	flags.StringVar(&o.dir, "dir", "data/chaos", "folder of the trial: emptied first, and kept when the trial fails")
-	flags.IntVar(&o.atOnce, "at-once", 2, "how many buses at the same time")
+	flags.IntVar(&o.atOnce, "at-once", 3, "how many buses at the same time")
 	flags.StringVar(&o.binary, "binary", "build/sonde", "the sonde binary")
 	flags.StringVar(&o.out, "out", "", "also write the table to this file")
 	only := flags.String("only", "", "only faults whose name this regular expression fits, to look into one")
