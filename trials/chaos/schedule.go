@@ -29,8 +29,8 @@ func (f fault) String() string {
 }
 
 // newSchedule draws the faults of a run on one bus. Each kind that the bus has comes
-// once before any comes again, as far as the number goes; one in six begins while
-// another lasts, so that recoveries meet faults.
+// once before any comes again, as far as the number goes. One in six begins while the one
+// before it lasts, where the two may overlap, so that recoveries meet faults.
 func newSchedule(seed uint64, on busName, faults int, only *regexp.Regexp) []fault {
 	random := rand.New(rand.NewPCG(seed, uint64(len(on))<<8|uint64(on[0])))
 	var all, deck []*kind
