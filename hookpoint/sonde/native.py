@@ -34,8 +34,11 @@ class Functions(NamedTuple):
 
 @cache
 def functions() -> Functions | None:
-    """Find them once; None: this PyTorch does not have the API in a version that libsonde knows."""
-    import torch  # whoever records without it has none of its tensors
+    """Find them once; None: there is no PyTorch, or it does not have the API in a version that libsonde knows."""
+    try:
+        import torch
+    except ModuleNotFoundError:  # whoever records without it has none of its tensors
+        return None
 
     capsule = getattr(torch.Tensor, _EXCHANGE, None)
     library = c.PyDLL(libsonde.load()._name)
