@@ -92,8 +92,8 @@ race: ## run the tests of shared-memory and concurrent code under the race detec
 	fi
 # Brokers whose start takes seconds are met under the race detector with several partitions alone.
 RACE_SKIP := /^(kafka|cluster)-1$$
-RACE_PACKAGES := ./ring2/... ./producer/... ./bus/... ./consumers/... ./engine/scheduler/... ./engine/capture/... \
-	./recording/... ./cmd/sonde/ringtap/...
+RACE_PACKAGES := ./ring2/... ./producer/... ./bus/... ./spool/... ./deadletter/... ./tally/... ./consumers/... \
+	./engine/scheduler/... ./engine/capture/... ./recording/... ./cmd/sonde/ringtap/...
 
 test-python: build ## test the Python package against real processes, in .venv (needs python3; downloads once)
 	@if ! command -v python3 >/dev/null; then \

@@ -182,8 +182,9 @@ type Log struct {
 // ./data, with the residual stream and the token ids of every token.
 func Default() Config {
 	return Config{
-		Bus: Bus{Stream: "SONDE", Partitions: 1, Embedded: Embedded{StoreDir: "data/bus", Listen: "127.0.0.1:4222", Sync: "always",
-			MaxBytes: 8 << 30, RetainBytes: 1 << 30}, Kafka: Kafka{MaxBytes: 8 << 30, RetainBytes: 1 << 30, SASL: "none"}},
+		Bus: Bus{Stream: "SONDE", Partitions: 1, Embedded: Embedded{StoreDir: "data/bus", Listen: "127.0.0.1:4222",
+			Sync: "always", MaxBytes: 8 << 30, RetainBytes: 1 << 30},
+			Kafka: Kafka{MaxBytes: 8 << 30, RetainBytes: 1 << 30, SASL: "none"}},
 		Agent: Agent{Socket: "data/sonde.sock", Wait: "poll", LingerMS: 250, BatchBytes: 256 << 10,
 			InflightBytes: 64 << 20, DeadLetter: DeadLetter{Dir: "data/dead-letter/agent", MaxBytes: 256 << 20},
 			Spool: Spool{MaxBytes: 1 << 30, WhenFull: "by_mode", AfterMS: 1000, SyncBytes: 4 << 20, SyncIntervalMS: 50}},

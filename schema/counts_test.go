@@ -6,8 +6,8 @@ import (
 )
 
 func TestCountsSurviveTheWay(t *testing.T) {
-	want := StageCounts{Stage: StageAgent, Member: "m", Engine: "llm", Rank: 3, Epoch: "00000000000000ff", FromSeq: 5, ToSeq: 9,
-		Rows: map[string]uint64{"captured": 1<<64 - 1, "dropped/no_space": 2}, WallNS: 77}
+	want := StageCounts{Stage: StageAgent, Member: "m", Engine: "llm", Rank: 3, Epoch: "00000000000000ff", FromSeq: 5,
+		ToSeq: 9, Rows: map[string]uint64{"captured": 1<<64 - 1, "dropped/no_space": 2}, WallNS: 77}
 	data, err := want.Encode()
 	if err != nil {
 		t.Fatal(err)

@@ -60,7 +60,7 @@ Exit code 1: a law does not hold, or a row is stored twice, stored unasked, unex
 			return nil
 		},
 	}
-	c.Flags().StringVar(&file, "config", "", "YAML file that says where the bus and the lake are; without it, the defaults")
+	c.Flags().StringVar(&file, "config", "", "YAML file that says where bus and lake are; without it, the defaults")
 	c.Flags().BoolVar(&asJSON, "json", false, "one JSON object")
 	return c
 }

@@ -160,7 +160,8 @@ func TestEachRowIsInOnePlace(t *testing.T) {
 	}
 	e := report.Epochs[0]
 	a := e.Account
-	if a.Expected != 5 || a.Stored != 2 || a.OnBus != 2 || a.InFlight != 1 || e.Untold != 4 || e.Engine != "llm" || e.Rank != 1 {
+	if a.Expected != 5 || a.Stored != 2 || a.OnBus != 2 || a.InFlight != 1 || e.Untold != 4 ||
+		e.Engine != "llm" || e.Rank != 1 {
 		t.Errorf("account %+v of epoch %+v\n%s", a, e, page)
 	}
 	if err := report.Balance(); err != nil {

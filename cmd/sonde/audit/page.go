@@ -38,8 +38,8 @@ func (r *Report) Page(w io.Writer, now time.Time) error {
 	}
 	fmt.Fprintf(&b, "lake: version %d\n", r.LakeVersion)
 	for _, p := range r.Partitions {
-		fmt.Fprintf(&b, "bus, partition %d: %d messages behind the lake, from position %d to below %d", p.Partition, p.Messages,
-			p.From, p.To)
+		fmt.Fprintf(&b, "bus, partition %d: %d messages behind the lake, from position %d to below %d", p.Partition,
+			p.Messages, p.From, p.To)
 		if p.Unread > 0 {
 			fmt.Fprintf(&b, "; %d of them cannot be read", p.Unread)
 		}
@@ -97,8 +97,8 @@ func (r *Report) stages(b *strings.Builder, now time.Time) {
 		if c.Epoch == strings.Repeat("0", 16) {
 			epoch = "all epochs"
 		}
-		fmt.Fprintf(t, "  %s\t%s/%d\t%s\trecords %d to below %d\t%s\t%.1f s ago\n", c.Stage, c.Engine, c.Rank, epoch, c.FromSeq,
-			c.ToSeq, strings.Join(rows, ", "), now.Sub(time.Unix(0, c.WallNS)).Seconds())
+		fmt.Fprintf(t, "  %s\t%s/%d\t%s\trecords %d to below %d\t%s\t%.1f s ago\n", c.Stage, c.Engine, c.Rank, epoch,
+			c.FromSeq, c.ToSeq, strings.Join(rows, ", "), now.Sub(time.Unix(0, c.WallNS)).Seconds())
 	}
 	t.Flush()
 }
