@@ -13,7 +13,7 @@ PART ?= 1
 GPU_PYTHON ?= python3
 
 .PHONY: help build demo kafka check fmt vet staticcheck tidy generate-check docs-reference test race
-.PHONY: test-engines bench-engines
+.PHONY: test-engines bench-engines nvml test-nvml bench-gpu
 .PHONY: libsonde test-c test-cuda test-python test-spin fuzz soak long fidelity group torture chaos chaos-long bench bench-ring bench-stall outage bench-hookpoint clean
 
 help: ## list the targets
@@ -75,7 +75,7 @@ test: build ## run every test; the last line counts them, what could not run is 
 	@$(MAKE) -s --no-print-directory kafka >build/kafka.log 2>&1 || true
 	go test -json -count=1 -timeout 20m ./... > build/test.json || true
 	go run ./internal/testreport build/test.json | tee build/test.log
-	@for part in race test-python test-c test-spin; do $(MAKE) --no-print-directory $$part | tee -a build/test.log; done
+	@for part in race test-python test-c test-spin test-nvml; do $(MAKE) --no-print-directory $$part | tee -a build/test.log; done
 	@# Each part ends with such a line; one that cannot run here counts as skipped.
 	@awk '/^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$$/ {passed += $$1; failed += $$3; skipped += $$5} \
 	  END {printf "all together:\n%d passed, %d failed, %d skipped\n", passed, failed, skipped}' build/test.log
@@ -140,6 +140,19 @@ test-cuda: ## compile libsonde for sm_80 and sm_90 and check its publish; needs 
 	  $(MAKE) -s --no-print-directory -C cuda -j2 cuda-wheels; \
 	fi
 
+NVML := cd nvml && CGO_ENABLED=1 CGO_CFLAGS=-Wno-deprecated-declarations go
+
+nvml: ## build build/sonde-nvml, which records what a GPU did beside the rows (needs gcc)
+	$(NVML) build -trimpath -o ../build/sonde-nvml .
+
+test-nvml: ## test it against mock machines; no GPU is needed (needs gcc)
+	@if ! command -v gcc >/dev/null; then \
+	  echo "NOT RUN: sonde-nvml: needs a C compiler (gcc), and none was found"; $(SKIPPED); \
+	else \
+	  echo "sonde-nvml:"; mkdir -p build; ($(NVML) test -json -count=1 ./...) >build/nvml.json || true; \
+	  go run ./internal/testreport build/nvml.json; \
+	fi
+
 test-spin: ## check the model of the ring protocol, and that its planted bug is found (needs spin and gcc)
 	@if ! command -v spin >/dev/null; then \
 	  echo "NOT RUN: model of the ring protocol: needs spin, and none was found"; $(SKIPPED); \
@@ -200,7 +213,7 @@ bench-hookpoint: build libsonde ## what HookPoints add to a decode step of a Hug
 	$(MAKE) --no-print-directory .venv/ready >build/python.log 2>&1
 	PYTHONPATH=hookpoint .venv/bin/python hookpoint/bench/cost.py
 
-bench-gpu: ## HookPoints on a GPU: PART=1 fidelity, 2 decode step, 3 with the dataset, 4 torch.compile; needs one, and PyTorch
+bench-gpu: ## HookPoints on a GPU, PART=1 to 7, which docs/performance.md lists; needs a GPU and PyTorch
 	$(GPU_PYTHON) bench/gpu/run.py --part $(PART) $(ARGS)
 
 outage: build ## take the bus away for twenty minutes of bytes: what fits the spool arrives in order, what does not is named

@@ -73,7 +73,7 @@ func (b *bench) ringToKafka(ctx context.Context) (*section, error) {
 		}
 	}
 	s.afterf("MB/s are of the rows. The broker, a Java process, shares the cores with it. CPU is")
-	s.afterf("ours as a multiple of the bare client's: of the agent, which reads rings and writes Arrow, or of the reader.")
+	s.afterf("ours as a multiple of the bare client's: of the agent, which reads rings and makes Arrow, or the reader.")
 	return s, b.kafkaLatency(ctx, s, broker.Address)
 }
 
