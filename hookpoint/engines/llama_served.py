@@ -128,15 +128,19 @@ class Served:
     sampled: Sequence[Hook] = []
     tolerance = 1e-3
 
-    def __init__(self, run: Pipeline, path: Path, vocabulary: int, unified: bool, name: str = "llama") -> None:
-        """Load the model and begin to capture."""
+    def __init__(self, run: Pipeline, path: Path, vocabulary: int, unified: bool, name: str = "llama",
+                 captures: bool = True) -> None:  # fmt: skip
+        """Load the model and begin to capture; captures: False leaves the engine as it is, without a callback."""
         llama_tiny.write(path, vocabulary)
         self._run, self.unified, self.preempted = run, unified, 0
         self.alone_of = llama_tiny.Alone(vocabulary)
         settings = WriterSettings(f"{run.dir}/s", mode="complete", engine_instance=name, meta={"name": "tiny"})
         self.capture = Capture(settings, [*HOOKS])
         self.witness = Witness(self.capture)
-        self.model = Model(path, self.capture.prepare, unified)
+        self.model = Model(path, self.capture.prepare if captures else lambda params: params, unified)
+        if not captures:
+            self.capture.prepare(llama_cpp.llama_context_default_params())
+        self._decode = self.capture.decode if captures else llama_cpp.llama_decode
         self.capture.attach(self.model.model)
         self.capture.recorder.wait_attached(20)
         self._slots: dict[int, Slot] = {}
@@ -192,7 +196,7 @@ class Served:
             slot.at = len(rows) - 1 if count == left else -1
         parted = len({number for _, _, number in rows})
         self.witness.plain.widest = max(self.witness.plain.widest, parted)
-        assert self.capture.decode(self.model.context, self.model.fill(rows)) == 0
+        assert self._decode(self.model.context, self.model.fill(rows)) == 0
         for slot in self._slots.values():
             if slot.at >= 0:
                 start, stop = slot.job.own

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("llama_cpp", reason="NOT RUN: llama.cpp is not installed; hookpoint/engines/install-llama.sh does it")
+pytest.importorskip("llama_cpp", reason="NOT RUN: llama.cpp is not installed; install-llama.sh installs it")
 
 from llama_served import Served  # noqa: E402
 from pipeline import Pipeline  # noqa: E402
@@ -28,7 +28,8 @@ def test_no_row_of_llama_cpp_is_wrong(pipe: Pipeline, tmp_path: Path, rng: rando
     jobs = canaries.jobs(32, (4, 32), (4, 24), aborts=0.15)
     subject = Served(pipe, tmp_path / "m.gguf", canaries.vocabulary, unified)
     verdict = run(subject, jobs, rng)
-    print(f"llama.cpp, {'one cache' if unified else 'a cache of each sequence'}: {verdict}; {subject.preempted} preempted")
+    caches = "one cache" if unified else "a cache of each sequence"
+    print(f"llama.cpp, {caches}: {verdict}; {subject.preempted} preemptions")
     assert verdict.wrong == [], verdict.wrong[:10]
     stats = subject.stats
     assert not any(stats[n] for n in ("unidentified", "failures", "dropped_rows", "silent", "aborted_rows")), stats

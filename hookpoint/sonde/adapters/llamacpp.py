@@ -8,8 +8,8 @@
     capture.decode(context, batch)  # instead of llama_decode
 
 llama.cpp computes a batch in parts of at most n_ubatch tokens, and where each sequence has a cache of its own
-(kv_unified is false) it packs them by sequence. Whose the rows are is read off the batch, in the order in which llama.cpp
-splits it, and held against the tokens and positions that each part is computed from.
+(kv_unified is false) it packs them by sequence. Whose the rows are is read off the batch, in the order in which
+llama.cpp splits it, and held against the tokens and positions that each part is computed from.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ FLOAT = 0  # GGML_TYPE_F32
 MAX_REPORTED = 256  # different problems that are told apart; further ones are only counted
 
 SILENT = (
-    "hooks are attached and nothing arrives: a batch was computed, and cb_eval did not see all of them. Make the context "
-    "from the parameters that `prepare` returned, of a model that is built like Llama"
+    "hooks are attached and nothing arrives: a batch was computed, and cb_eval did not see all of it. Make the "
+    "context from the parameters that `prepare` returned, of a model that is built like Llama"
 )
 
 
@@ -111,7 +111,7 @@ class Capture:
     def prepare(self, params: Any) -> Any:
         """Put the callback into the parameters of a context that is made next. Raises CaptureError."""
         if params.cb_eval:
-            raise CaptureError("prepare a context: its cb_eval is taken; llama.cpp calls one function, so leave it empty")
+            raise CaptureError("prepare a context: its cb_eval is taken, and llama.cpp calls one function alone")
         params.cb_eval, self._params = self._call, params
         return params
 
@@ -122,8 +122,8 @@ class Capture:
         kinds = (llama_cpp.llama_model_is_recurrent, llama_cpp.llama_model_is_hybrid, llama_cpp.llama_model_has_encoder,
                  llama_cpp.llama_model_n_swa)  # fmt: skip
         if any(kind(model) for kind in kinds):
-            raise CaptureError("capture a model that is recurrent, has an encoder or a sliding window: llama.cpp splits "
-                               "its batches otherwise; decoders with full attention are supported")  # fmt: skip
+            raise CaptureError("capture a model that is recurrent, has an encoder or a sliding window: llama.cpp "
+                               "splits its batches otherwise; decoders with full attention are supported")  # fmt: skip
         self._layers, width = llama_cpp.llama_model_n_layer(model), llama_cpp.llama_model_n_embd(model)
         heads = llama_cpp.llama_model_n_head(model)
         size = _number(model, "attention.value_length") or width // heads
@@ -269,8 +269,8 @@ class Capture:
         t, entry = _Tensor.from_address(tensor), self._entries[index]
         width = math.prod(entry.shape)
         if t.type != FLOAT or tuple(t.ne) != (width, batch.count, 1, 1) or t.nb[0] != 4 or t.nb[1] != 4 * width:
-            raise CaptureError(f"capture {t.name.decode()}: it is of type {t.type} and shape {tuple(t.ne)}, and rows of "
-                               f"{width} numbers of 32 bits for {batch.count} tokens were expected")  # fmt: skip
+            raise CaptureError(f"capture {t.name.decode()}: it is of type {t.type} and shape {tuple(t.ne)}, and rows "
+                               f"of {width} numbers of 32 bits for {batch.count} tokens were expected")  # fmt: skip
         address, _kept = self._address(tensor, t, 4 * width * batch.count)
         self._copy(batch, index, address, 4 * width)
         if len(batch.taken) == len(self._entries):
@@ -330,8 +330,8 @@ class Capture:
     def _check(self, tokens: Sequence[Token]) -> None:
         last = any(e.layer == self._layers - 1 for e in self._entries)
         if last and not all(t.output for t in tokens):
-            raise Unidentified("the last layer gives the rows of outputs alone, and not every token of the batch is one: "
-                               "set `logits` of all, or choose hooks of the layers before")  # fmt: skip
+            raise Unidentified("the last layer gives the rows of outputs alone, and not every token of the batch is "
+                               "one: set `logits` of all, or choose hooks of the layers before")  # fmt: skip
 
     def _lose(self, text: str) -> None:
         self._counts.unidentified += 1
@@ -404,7 +404,8 @@ def _read(batch: Any) -> list[Token]:
     out = []
     for i in range(batch.n_tokens):
         if batch.n_seq_id[i] != 1:
-            raise Unidentified("the batch has a token of several sequences: compute it for one and use llama_memory_seq_cp")
+            raise Unidentified("the batch has a token of several sequences: compute it for one, and copy it to the "
+                               "others by llama_memory_seq_cp")  # fmt: skip
         out.append(Token(batch.token[i], batch.pos[i], batch.seq_id[i][0], bool(batch.logits[i])))
     return out
 
