@@ -179,7 +179,7 @@ func lessen(m spool.Message, priority int32) (kept *spool.Message, facts []bus.M
 	for i := range runs {
 		facts = append(facts, spoolFacts(b.Header, runs[i:i+1], dropped))
 	}
-	h := b.Header
+	var h schema.Header
 	if rest.Data, h, err = without(b, out); err != nil {
 		return nil, nil, err
 	}

@@ -107,10 +107,9 @@ type event struct {
 // rig is a spool between a test and a bus in memory, and what it was told.
 type rig struct {
 	*testing.T
-	bus   *bustest.Bus
-	o     Options
-	s     *Spool
-	tasks sync.WaitGroup
+	bus *bustest.Bus
+	o   Options
+	s   *Spool
 
 	mu      sync.Mutex
 	sent    []testRow          // in the order of Publish

@@ -145,8 +145,9 @@ func (p *Pipeline) startAgent(ctx context.Context) error {
 	var err error
 	p.agent, err = producer.New(producer.Options{Spool: p.spoolOptions(), Listener: p.listener, Bus: agentBus,
 		Policy: policyOf(p.o.Config.Policy), LingerMS: c.LingerMS, BatchBytes: int(c.BatchBytes),
-		InflightBytes: int64(c.InflightBytes), Live: live, DeadLetterDir: c.DeadLetter.Dir, DeadLetterMaxBytes: int64(c.DeadLetter.MaxBytes),
-		Registerer: p.registry, Logger: p.log})
+		InflightBytes: int64(c.InflightBytes), Live: live, DeadLetterDir: c.DeadLetter.Dir,
+		DeadLetterMaxBytes: int64(c.DeadLetter.MaxBytes),
+		Registerer:         p.registry, Logger: p.log})
 	if err != nil {
 		return err
 	}
