@@ -32,7 +32,19 @@ if hookpoint/engines/install.sh >build/engines-install.log 2>&1; then
 else
   say "NOT RUN: vLLM: it could not be installed; build/engines-install.log says why"
 fi
+if hookpoint/engines/install-llama.sh >build/engines-llama-install.log 2>&1; then
+  for file in test_llama test_llama_faults; do
+    say "$file:"
+    tests .venv-llama "$file.py"
+  done
+  say "docs/how-to/llamacpp.md:"
+  PATH="$PATH:$PWD/.venv-llama/bin" go test -count=1 ./internal/docrun -run 'TestPagesWorkAsTheyAreWritten/docs/how-to/llamacpp.md' \
+    >build/engines.part 2>&1 && say "1 passed, 0 failed, 0 skipped" || { tail -20 build/engines.part; say "0 passed, 1 failed, 0 skipped"; }
+else
+  say "NOT RUN: llama.cpp: it could not be installed; build/engines-llama-install.log says why"
+fi
 say "NOT RUN: SGLang: no adapter of it is there yet"
+say "NOT RUN: llama.cpp on a GPU, or with layers on one: no such build here"
 say "NOT RUN: vLLM on a GPU, with several ranks, with the model runner V2: no such machine here"
 awk '/^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ {p += $1; f += $3; s += $5}
   END {printf "all together:\n%d passed, %d failed, %d skipped\n", p, f, s; exit f > 0}' "$out" | tee -a "$out"
