@@ -184,7 +184,7 @@ FUZZTIME ?= 20s
 soak: build ## capture 1,000,000 tokens and watch that memory, goroutines, files and disk stay flat (SEED=n repeats)
 	go run ./trials/soak -tokens 1000000 -seed $(SEED)
 
-long: ## what takes hours: fuzz, soak, torture, fidelity, benchmarks; runs all parts and says which passed
+long: ## what takes hours: fuzz, soak, torture, chaos, fidelity, benchmarks; runs all parts and says which passed
 	.ci/long
 
 fidelity: build ## verify the identity of at least 1,000,000 rows of the arithmetic engine
