@@ -147,6 +147,27 @@ def test_a_batch_that_llama_cpp_refuses_stores_nothing(small: tuple[llamacpp.Cap
     capture.end(0, Finish.STOP, 1)
 
 
+def test_a_batch_that_is_given_up_half_way_counts_as_aborted(small: tuple[llamacpp.Capture, Model]) -> None:
+    capture, model = small
+    calls = [0]
+
+    def after_some(_data: object) -> bool:  # asked before each node
+        calls[0] += 1
+        return calls[0] > 60
+
+    give_up = llama_cpp.ggml_abort_callback(after_some)
+    capture.open(0, Request("a", 2))
+    llama_cpp.llama_set_abort_callback(model.context, give_up, None)
+    assert capture.decode(model.context, model.fill([(9, 0, 0), (8, 1, 0)])) != 0
+    stats = capture.stats()
+    assert stats["aborted_rows"] > 0 and not stats["silent"] and not stats["problems"], stats
+    llama_cpp.llama_set_abort_callback(model.context, llama_cpp.ggml_abort_callback(), None)
+    model.forget(0)
+    assert capture.decode(model.context, model.fill([(9, 0, 0), (8, 1, 0)])) == 0
+    assert capture.stats()["forwards"] == 1 and capture.stats()["aborted_rows"] == stats["aborted_rows"]
+    capture.end(0, Finish.STOP, 1)
+
+
 def test_a_context_without_the_callback_is_an_alarm(pipe: Pipeline, tmp_path: Path) -> None:
     capture = llamacpp.Capture(WriterSettings(f"{pipe.dir}/s", engine_instance="silent"), ["resid_post.0"])
     capture.prepare(llama_cpp.llama_context_default_params())

@@ -193,7 +193,7 @@ class Capture:
     def _evaluate(self, tensor: int, ask: bool, _data: object) -> bool:
         """Say whether a node is wanted, and take it when it is computed. False would end the computation."""
         batch = self._batch
-        if batch is None or batch.lost:
+        if batch is None or batch.lost or not batch.open and batch.part == len(batch.order):
             return not ask
         try:
             if not ask:
@@ -275,6 +275,7 @@ class Capture:
         self._copy(batch, index, address, 4 * width)
         if len(batch.taken) == len(self._entries):
             self._publish(batch)
+            self._counts.forwards += 1
 
     def _copy(self, batch: _Batch, index: int, address: int, size: int) -> None:
         if index in batch.taken:
@@ -290,7 +291,6 @@ class Capture:
         batch.open = False
         try:
             self.recorder.commit_step()
-            self._counts.forwards += 1
         finally:
             self.recorder.lock.release()
             self.sequences.committed(self.recorder.last_step)
