@@ -18,6 +18,7 @@ import llama_cpp  # noqa: E402
 import llama_tiny  # noqa: E402
 import pipeline  # noqa: E402
 from llama_served import Model, Served  # noqa: E402
+from nats.errors import NoRespondersError  # noqa: E402
 from pipeline import Pipeline  # noqa: E402
 from suite import Canaries, Job, Judge, run  # noqa: E402
 
@@ -89,22 +90,29 @@ def test_a_detector_stops_one_sequence_and_no_other(pipe: Pipeline, tmp_path: Pa
     jobs = [Job(f"r{i}", [10 + i, 20, 21], 400 if i == 2 else 120, own=(4, 60)) for i in range(4)]
     subject = Served(pipe, tmp_path / "m.gguf", 64, unified=True)
     outcome: list[str] = []
-    numbers = threading.Thread(
-        target=lambda: outcome.append(pipeline.abort(pipe, subject.capture.recorder.epoch, "llama", 3, 4))
-    )
+
+    def ask() -> None:
+        while True:
+            try:
+                outcome.append(pipeline.abort(pipe, subject.capture.recorder.epoch, "llama", 3, 4))
+                return
+            except NoRespondersError:  # the agent has the ring, and does not listen for commands yet
+                time.sleep(0.02)
+
+    asking = threading.Thread(target=ask)
     decode, step = subject._decode, [0]
 
     def counting(*args: Any) -> int:
         step[0] += 1
         if step[0] == 10:
-            numbers.start()
+            asking.start()
         if step[0] > 10 and not outcome and len(subject._slots) > 2:
             time.sleep(0.02)  # the command is on its way over the bus
         return decode(*args)
 
     subject._decode = counting
     answers = {a.id: a for a in subject.serve(jobs, rng)}
-    numbers.join(30)
+    asking.join(30)
     facts = list(subject.stored())
     finishes = {i: a.finish for i, a in answers.items()}
     print(f"llama.cpp, abort: {outcome}, {finishes}, r2 has {len(answers['r2'].tokens or [])} of 400 tokens")
