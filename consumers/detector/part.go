@@ -17,6 +17,7 @@ type part struct {
 	epoch   uint64    // of the chain of its detections: one chain would cross partitions
 	catchUp *catchUp  // nil once caught up
 	read    time.Time // when its last message came
+	at      uint64    // position of that message
 }
 
 // newPart is a partition whose last message is at a position; 0: there is none yet.

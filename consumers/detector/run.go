@@ -101,6 +101,7 @@ func (r *Detector) loop(ctx, commands context.Context) error {
 				if p.catchUp != nil && r.now().Sub(p.read) >= quietCatchUp {
 					r.caughtUp(commands, p)
 					r.resume(commands, live)
+					r.progressed(p)
 				}
 			}
 		case <-tick.C:
@@ -126,7 +127,16 @@ func (r *Detector) deliver(ctx context.Context, live *live, d bus.Delivery) {
 		r.caughtUp(ctx, p)
 	}
 	r.resume(ctx, live)
-	r.progress.positions[d.Partition].Store(d.Seq)
+	p.at = d.Seq
+	r.progressed(p)
+}
+
+// progressed tells others how far a partition is judged. While it is read again,
+// alerts wait: nothing of it is settled before it has caught up.
+func (r *Detector) progressed(p *part) {
+	if p.catchUp == nil && p.at > 0 {
+		r.progress.positions[p.number].Store(p.at)
+	}
 }
 
 // handle takes one message. Messages come from anywhere: what cannot be read is
