@@ -49,6 +49,7 @@ agent:
   socket: %[4]q
   linger_ms: 20
   dead_letter: {dir: %[1]q}
+  spool: {max_bytes: 0} # so that the ring feels a bus that takes nothing; trials/chaos has the spool
 policy:
   rules:
 %[6]s
