@@ -160,6 +160,10 @@ func (s *Spool) answer(it *item, seq uint64, err error) {
 	}
 	s.outstanding--
 	s.inBus -= it.bytes
+	writing := e == nil && it.writing
+	if writing { // done gives the data back to the caller, who writes into them
+		it.told = &told{seq, err}
+	}
 	settled := e != nil && e.pending == 0 && e.state == entryHanded
 	if settled {
 		s.settled(e)
@@ -168,9 +172,11 @@ func (s *Spool) answer(it *item, seq uint64, err error) {
 	if it.cancel != nil {
 		it.cancel()
 	}
-	if e == nil {
+	switch {
+	case writing:
+	case e == nil:
 		s.call(it, seq, err)
-	} else if settled && e.counted && !e.quiet {
+	case settled && e.counted && !e.quiet:
 		s.o.Handlers.Settled(e.owner, uint64(e.rows), e.outcome)
 	}
 	wake(s.toDrain)

@@ -162,8 +162,15 @@ type item struct {
 	writing  bool   // its data are being read by the writer
 	claimed  bool   // the writer may take rows out of it: the bus does not get it meanwhile
 	gone     error  // its caller gave up, or the bus refused it
+	told     *told  // what the bus said while the writer read its data: done waits for the writer
 	entry    *entry // of what is on disk
 	instead  bool   // it is about the entry's message, and goes in its place
+}
+
+// told is an answer of the bus.
+type told struct {
+	seq uint64
+	err error
 }
 
 func (o *Options) fill() error {
@@ -284,7 +291,7 @@ func (s *Spool) giveUp(it *item, err error) {
 	s.doneMu.Lock()
 	defer s.doneMu.Unlock()
 	s.mu.Lock()
-	if it.done == nil || it.gone != nil {
+	if it.done == nil || it.gone != nil || it.told != nil {
 		s.mu.Unlock()
 		return
 	}

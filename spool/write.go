@@ -231,7 +231,7 @@ func (s *Spool) commit(b *batch) error {
 // meanwhile: then they are garbage. Callers hold doneMu.
 func (s *Spool) let(it *item, entries []*entry, kept *entry, dropped uint64) {
 	s.mu.Lock()
-	over := it.done == nil || it.gone != nil
+	over := it.done == nil || it.gone != nil || it.told != nil
 	for _, e := range entries {
 		e.seg.entries = append(e.seg.entries, e)
 		if over {
@@ -262,16 +262,23 @@ func (s *Spool) let(it *item, entries []*entry, kept *entry, dropped uint64) {
 func (s *Spool) unmark() {
 	s.doneMu.Lock()
 	defer s.doneMu.Unlock()
-	var gone []*item
+	var gone, answered []*item
 	s.mu.Lock()
 	for _, it := range s.queue {
-		if it.writing && it.gone != nil && !it.handed {
+		switch {
+		case !it.writing:
+		case it.told != nil:
+			answered = append(answered, it)
+		case it.gone != nil && !it.handed:
 			gone = append(gone, it)
 		}
 		it.writing, it.claimed = false, false
 	}
 	s.trimQueue()
 	s.mu.Unlock()
+	for _, it := range answered {
+		s.call(it, it.told.seq, it.told.err)
+	}
 	for _, it := range gone {
 		s.call(it, 0, it.gone)
 	}
