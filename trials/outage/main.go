@@ -121,7 +121,7 @@ func (o *outage) arm(ctx context.Context, mode, dir string) error {
 		return err
 	}
 	fmt.Printf("\n%s: %s offered in %v without a bus; %v until the spool was empty again\n", mode,
-		config.Size(p.offered), p.away.To.Sub(p.away.From).Round(time.Second), p.drained.Round(time.Second))
+		config.Size(p.offered&^1023), p.away.To.Sub(p.away.From).Round(time.Second), p.drained.Round(time.Second))
 	if err := printSteps(mode, stepLog, p); err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func (o *outage) phases(ctx context.Context, pipe *fleet.Pipeline) (p phases, er
 			return p, fmt.Errorf("the engine offered %s in %v: play a slower stream, or a shorter outage",
 				config.Size(p.offered), longest)
 		}
-		progress.Show("no bus: %s of %s offered", config.Size(p.offered), config.Size(o.volume))
+		progress.Show("no bus: %s of %s offered", config.Size(p.offered&^1023), config.Size(o.volume))
 	}
 	// In its first second the agent does not know yet that the bus is away.
 	p.away = steptime.Window{From: began.Add(2 * time.Second), To: time.Now()}
