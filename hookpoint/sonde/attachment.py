@@ -40,7 +40,6 @@ log = logging.getLogger("sonde")
 
 SOCKET = "/run/sonde/ring.sock"
 CLOSE_TIMEOUT = 10.0  # seconds that detach waits for the agent
-MAX_REPORTED = 256  # different problems that are told apart; further ones are only counted
 
 _captures: weakref.WeakSet[Capture] = weakref.WeakSet()  # those that are attached
 _instances = itertools.count()
@@ -328,16 +327,11 @@ class Capture:
 
     def report(self, about: str, text: str, failure: bool = True) -> None:
         """Count a problem, and report each sentence once."""
-        text = f"{about}: {text}"
         with self._lock:
-            n = self._counts
-            n.failures += failure
-            if text not in n.problems and len(n.problems) >= MAX_REPORTED:
-                text = "further problems"
-            n.problems[text] += 1
-            new = n.problems[text] == 1
+            self._counts.failures += failure
+            new = self._counts.problems.first(f"{about}: {text}")
         if new:
-            log.warning("capture: %s", text)
+            log.warning("capture: %s", new)
 
     # ---- making ----
 

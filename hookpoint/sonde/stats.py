@@ -22,6 +22,20 @@ class Stats:
     problems: dict[str, int]  #: sentences, and how often each was true
 
 
+MAX_REPORTED = 256  # different problems that are told apart; further ones are only counted
+
+
+class Problems(Counter[str]):
+    """Sentences about what went wrong, and how often each was true."""
+
+    def first(self, text: str) -> str | None:
+        """Count a sentence, and give what is to be said of it the first time."""
+        if text not in self and len(self) >= MAX_REPORTED:
+            text = "further problems"
+        self[text] += 1
+        return text if self[text] == 1 else None
+
+
 @dataclass
 class Counts:
     """Those of `Stats` that the ring does not count."""
@@ -30,4 +44,4 @@ class Counts:
     unidentified: int = 0
     raised: int = 0
     failures: int = 0
-    problems: Counter[str] = field(default_factory=Counter)
+    problems: Problems = field(default_factory=Problems)

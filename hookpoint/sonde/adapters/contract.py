@@ -14,21 +14,50 @@ Passes, phases, windows and the answers to aborts follow from these.
 from __future__ import annotations
 
 import ctypes as c
+import logging
 import struct
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sonde.dtypes import SIZES
 from sonde.errors import CaptureError
 from sonde.identity import Book, Track
 from sonde.libsonde import DTYPES, MAX_STEP_RANGES
 from sonde.recorder import Abort, Entry, Recorder, pack
+from sonde.stats import Problems
 from sonde.step import Finish, Phase, Range, Unidentified, Verdict
 
 MAX_LAYOUTS = 64  # different sets of hooks that one engine may capture
 
 Key = Hashable
+
+log = logging.getLogger("sonde")
+
+
+@dataclass
+class Counts:
+    """What an adapter counts beside its ring, and how it says what went wrong."""
+
+    forwards: int = 0  #: steps of the engine that were stored
+    unidentified: int = 0  #: steps of which something was not stored: nobody could say whose tokens they compute
+    silent: int = 0  #: steps that were computed past the hooks
+    failures: int = 0
+    problems: Problems = field(default_factory=Problems)
+
+    def problem(self, about: str, text: str) -> None:
+        """Count a problem, and report each sentence once."""
+        self.failures += about != "identity"
+        if new := self.problems.first(f"{about}: {text}"):
+            log.warning("sonde: %s", new)
+
+    def guard(self, call: Any, *args: Any) -> None:
+        """Call something of the capture. Whatever goes wrong in it is not the engine's: it is counted."""
+        try:
+            call(*args)
+        except Exception as e:  # noqa: BLE001
+            self.problem("capture", str(e) if isinstance(e, CaptureError) else repr(e))
 
 
 @dataclass(frozen=True)

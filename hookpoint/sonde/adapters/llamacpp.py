@@ -17,7 +17,6 @@ from __future__ import annotations
 import ctypes as c
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -25,7 +24,7 @@ from typing import Any
 
 import llama_cpp
 
-from sonde.adapters.contract import Part, Request, Sequences
+from sonde.adapters.contract import Counts, Part, Request, Sequences
 from sonde.errors import CaptureError, UnknownHook
 from sonde.libsonde import DTYPES, MAX_STEP_RANGES
 from sonde.recorder import Entry, Recorder, WriterSettings
@@ -37,7 +36,6 @@ log = logging.getLogger("sonde")
 HOOKS = {"resid_mid": "ffn_inp", "resid_post": "l_out", "attn_out": "attn_out", "mlp_out": "ffn_out", "z": "kqv_out"}
 TOKENS, POSITIONS = b"inp_tokens", b"inp_pos"
 FLOAT = 0  # GGML_TYPE_F32
-MAX_REPORTED = 256  # different problems that are told apart; further ones are only counted
 
 SILENT = (
     "hooks are attached and nothing arrives: a batch was computed, and cb_eval did not see all of it. Make the "
@@ -69,15 +67,6 @@ class Token:
 
 
 @dataclass
-class _Counts:
-    forwards: int = 0  # parts of batches that were stored
-    unidentified: int = 0  # batches of which something was not stored, because nobody could say whose tokens they are
-    silent: int = 0  # batches that were computed, and not all hooks were passed
-    failures: int = 0
-    problems: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass
 class _Batch:
     """What is computed now."""
 
@@ -98,7 +87,7 @@ class Capture:
     def __init__(self, settings: WriterSettings, hooks: Sequence[str]) -> None:
         """settings: of the ring; abort and log callbacks are set here. hooks: names like resid_post, z.3, resid_*."""
         self._settings, self._patterns = settings, list(hooks)
-        self._counts = _Counts()
+        self._counts = Counts()
         self._call = llama_cpp.ggml_backend_sched_eval_callback(self._evaluate)
         self._get, self._host = _functions()
         self._params: Any = None
@@ -147,7 +136,7 @@ class Capture:
 
     def end(self, sequence: int, finish: Finish, generated: int | None) -> None:
         """End a sequence of which so many tokens were generated; again: nothing happens."""
-        self._guard(self.sequences.end, sequence, finish, generated)
+        self._counts.guard(self.sequences.end, sequence, finish, generated)
 
     def stopping(self) -> list[int]:
         """List the seq_ids that a detector wants to stop: end them, and take them out of the memory of the context."""
@@ -165,9 +154,9 @@ class Capture:
         except Unidentified as e:
             self._lose(str(e))
         except Exception as e:  # noqa: BLE001 (whatever goes wrong in capture is not the engine's)
-            self._problem("capture", repr(e))
+            self._counts.problem("capture", repr(e))
         out = int(llama_cpp.llama_decode(context, batch))
-        self._guard(self._decoded, out)
+        self._counts.guard(self._decoded, out)
         return out
 
     def stats(self) -> dict[str, Any]:
@@ -206,7 +195,7 @@ class Capture:
             batch.lost = True
             self._lose(str(e))
         except Exception as e:  # noqa: BLE001 (nothing that goes wrong here may reach the engine)
-            self._problem("capture", str(e) if isinstance(e, CaptureError) else repr(e))
+            self._counts.problem("capture", str(e) if isinstance(e, CaptureError) else repr(e))
         self._abort(batch)
         return not ask
 
@@ -298,8 +287,8 @@ class Capture:
     def _abort(self, batch: _Batch) -> None:
         """Give up what is open; its rows count as aborted."""
         if batch.open:
-            self._guard(self.recorder.abort_layout, 0)
-            self._guard(self._publish, batch)
+            self._counts.guard(self.recorder.abort_layout, 0)
+            self._counts.guard(self._publish, batch)
 
     def _decoded(self, out: int) -> None:
         batch, self._batch = self._batch, None
@@ -335,24 +324,7 @@ class Capture:
 
     def _lose(self, text: str) -> None:
         self._counts.unidentified += 1
-        self._problem("identity", text)
-
-    def _guard(self, call: Any, *args: Any) -> None:
-        try:
-            call(*args)
-        except Exception as e:  # noqa: BLE001 (whatever goes wrong in capture is not the engine's)
-            self._problem("capture", str(e) if isinstance(e, CaptureError) else repr(e))
-
-    def _problem(self, about: str, text: str) -> None:
-        """Count a problem, and report each sentence once."""
-        self._counts.failures += about != "identity"
-        text = f"{about}: {text}"
-        seen = self._counts.problems
-        if text not in seen and len(seen) >= MAX_REPORTED:
-            text = "further problems"
-        seen[text] += 1
-        if seen[text] == 1:
-            log.warning("sonde: %s", text)
+        self._counts.problem("identity", text)
 
 
 def choose(patterns: Iterable[str], layers: int) -> list[tuple[str, int]]:

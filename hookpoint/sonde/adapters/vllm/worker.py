@@ -7,16 +7,14 @@ import functools
 import hashlib
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sonde.adapters.contract import Part, Sequences
+from sonde.adapters.contract import Counts, Part, Sequences
 from sonde.adapters.vllm import hooks, refuse, scheduling
 from sonde.adapters.vllm.settings import ASKED, Settings, request_of
 from sonde.errors import CaptureError
@@ -28,7 +26,6 @@ from sonde.taps import Forward
 
 log = logging.getLogger("sonde")
 
-MAX_REPORTED = 256  # different problems that are told apart; further ones are only counted
 DIGESTED = 2 << 30  # bytes of weights that are read at the start for their digest
 CLOSE_TIMEOUT = 10.0  # seconds that the end waits for the agent
 
@@ -87,25 +84,16 @@ def attach(worker: Any, config: Any, settings: Settings) -> Adapter | None:
     return Adapter(runner, config, settings, taps, vllm.__version__)
 
 
-@dataclass
-class _Counts:
-    forwards: int = 0
-    unidentified: int = 0  # forwards of which nothing was stored, because nobody could say whose tokens they compute
-    silent: int = 0  # forwards in which no tap was passed
-    failures: int = 0
-    problems: Counter[str] = field(default_factory=Counter)
-
-
 class Adapter:
     """Captures one model runner. All but the answers to aborts happens on the thread that runs the model."""
 
     def __init__(self, runner: Any, config: Any, settings: Settings, taps: list[hooks.EngineTap], version: str) -> None:
         """Hook the model and wrap three methods of the runner. Raises CaptureError."""
         self.runner, self.settings, self.taps = runner, settings, taps
-        self._counts = _Counts()
+        self._counts = Counts()
         self.recorder = Recorder(_writer(config, settings, version, self._abort, self._note))
         self.sequences = Sequences(self.recorder)
-        self._gatherer = Gatherer(self.recorder, taps, None, None, self._problem)
+        self._gatherer = Gatherer(self.recorder, taps, None, None, self._counts.problem)
         self._forward: Forward | None = None
         self._ignored: set[str] = set()  # internal ids of what is not captured, while they are computed
         self._closed = False
@@ -165,10 +153,11 @@ class Adapter:
             return forward(*args, **kwargs)
 
         def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-            self._guard(self._finished, scheduler_output)
+            self._counts.guard(self._finished, scheduler_output)
             self._forward = None
             out = execute(scheduler_output, *args, **kwargs)
-            self._guard(self._store)  # logits are computed behind the forward, and a step that raised stores nothing
+            # Logits are computed behind the forward, and a step that raised stores nothing.
+            self._counts.guard(self._store)
             return out
 
         def sample_tokens(*args: Any, **kwargs: Any) -> Any:
@@ -189,7 +178,7 @@ class Adapter:
                 self._forward.taken.append((-1, ids, None))
         except Exception as e:  # noqa: BLE001 (whatever goes wrong in capture is not the model's)
             self._counts.unidentified += isinstance(e, Unidentified)
-            self._problem("identity", str(e) if isinstance(e, Unidentified) else repr(e))
+            self._counts.problem("identity", str(e) if isinstance(e, Unidentified) else repr(e))
 
     def _layout(self, positions: Any) -> tuple[list[Part], tuple[int, ...]]:
         """Read the packed batch: the parts that are captured, and the row of each request that gives logits."""
@@ -223,7 +212,7 @@ class Adapter:
             self.sequences.open(key, request, cached=computed)
         except (CaptureError, ValueError) as e:  # a name that cannot be stored; the other requests are captured
             self._ignored.add(key)
-            self._problem("request", str(e))
+            self._counts.problem("request", str(e))
 
     def _take(self, index: int, x: torch.Tensor, residual: torch.Tensor | None) -> None:
         """Copy what a tap was passed with, or form the sum of the stream."""
@@ -265,7 +254,7 @@ class Adapter:
 
     def _end(self, key: str, finish: Finish, generated: int) -> None:
         """Hear from a scheduler in this process that a sequence ended."""
-        self._guard(self.sequences.end, key, finish, generated)
+        self._counts.guard(self.sequences.end, key, finish, generated)
 
     def _abort(self, asked: Any) -> None:
         self.sequences.abort(asked)
@@ -283,23 +272,6 @@ class Adapter:
         return output
 
     # ---- what goes wrong ----
-
-    def _guard(self, call: Any, *args: Any) -> None:
-        try:
-            call(*args)
-        except Exception as e:  # noqa: BLE001 (whatever goes wrong in capture is not the engine's)
-            self._problem("capture", str(e) if isinstance(e, CaptureError) else repr(e))
-
-    def _problem(self, about: str, text: str) -> None:
-        """Count a problem, and report each sentence once."""
-        self._counts.failures += about != "identity"
-        text = f"{about}: {text}"
-        seen = self._counts.problems
-        if text not in seen and len(seen) >= MAX_REPORTED:
-            text = "further problems"
-        seen[text] += 1
-        if seen[text] == 1:
-            log.warning("sonde: %s", text)
 
     def _note(self, text: str) -> None:
         log.warning("sonde: %s", text)
