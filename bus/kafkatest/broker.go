@@ -9,10 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -36,9 +33,7 @@ type Broker struct {
 	o       Options
 	lib     string
 
-	mu     sync.Mutex
-	cmd    *exec.Cmd
-	exited chan struct{}
+	wiretest.Process
 }
 
 const (
@@ -170,27 +165,11 @@ func (b *Broker) Up() error {
 		return err
 	}
 	cmd.Stderr = cmd.Stdout
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	ready, exited, started := make(chan struct{}), make(chan struct{}), make(chan error)
-	go func() {
-		// The kernel sends Pdeathsig when the thread that started the broker ends, so
-		// that thread has to live as long as the broker.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(exited)
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			b.follow(bufio.NewScanner(out), ready)
-			_ = cmd.Wait() // It is killed; how it ends says nothing.
-		}
-	}()
-	if err := <-started; err != nil {
-		return fmt.Errorf("start the broker: %w", err)
+	ready := make(chan struct{})
+	exited, err := b.Launch(cmd, func() { b.follow(bufio.NewScanner(out), ready) })
+	if err != nil {
+		return err
 	}
-	b.mu.Lock()
-	b.cmd, b.exited = cmd, exited
-	b.mu.Unlock()
 	select {
 	case <-ready:
 		return nil
@@ -219,36 +198,4 @@ func (b *Broker) follow(lines *bufio.Scanner, ready chan struct{}) {
 			told = true
 		}
 	}
-}
-
-// Kill ends the broker with SIGKILL and waits for its end.
-func (b *Broker) Kill() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.cmd == nil {
-		return
-	}
-	_ = b.cmd.Process.Kill() // It may have ended by itself.
-	<-b.exited
-	b.cmd = nil
-}
-
-// Signal sends a signal to the broker's process.
-func (b *Broker) Signal(s os.Signal) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.cmd == nil {
-		return errors.New("signal the broker: it does not run")
-	}
-	return b.cmd.Process.Signal(s)
-}
-
-// PID is the broker's process, 0 when it does not run.
-func (b *Broker) PID() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.cmd == nil {
-		return 0
-	}
-	return b.cmd.Process.Pid
 }

@@ -11,10 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -67,9 +64,7 @@ type Server struct {
 	monitor string // host:port of its HTTP
 	dir     string
 
-	mu     sync.Mutex
-	cmd    *exec.Cmd
-	exited chan struct{}
+	wiretest.Process
 }
 
 // Need starts a server for a test, and kills it when the test ends.
@@ -130,9 +125,7 @@ func (s *Server) start() error {
 	}
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), configVariable+"="+s.path("nats.conf"))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
+	if _, err := cmd.StdinPipe(); err != nil {
 		return err
 	}
 	out, err := os.OpenFile(s.path("nats.out"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -141,35 +134,15 @@ func (s *Server) start() error {
 	}
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
-	exited, started := make(chan struct{}), make(chan error)
-	go func() {
-		// The kernel sends Pdeathsig when the thread that started the server ends, so that
-		// thread has to live as long as the server.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(exited)
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait() // It is killed; how it ends says nothing.
-			stdin.Close()
-		}
-	}()
-	if err := <-started; err != nil {
-		return fmt.Errorf("start the server: %w", err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.cmd, s.exited = cmd, exited
-	return nil
+	// The server ends when its standard input does, which the command holds.
+	_, err = s.Launch(cmd, nil)
+	return err
 }
 
 // ready waits until the server says of itself that it is healthy: its streams are there,
 // and those of a cluster have a leader.
 func (s *Server) ready() error {
-	s.mu.Lock()
-	exited := s.exited
-	s.mu.Unlock()
+	exited := s.Exited()
 	for until := time.Now().Add(readyTimeout); ; {
 		select {
 		case <-exited:
@@ -208,36 +181,4 @@ func (s *Server) lastWords() string {
 		}
 	}
 	return string(text)
-}
-
-// Kill ends the server with SIGKILL and waits for its end.
-func (s *Server) Kill() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.cmd == nil {
-		return
-	}
-	_ = s.cmd.Process.Kill() // It may have ended by itself.
-	<-s.exited
-	s.cmd = nil
-}
-
-// Signal sends a signal to the server's process.
-func (s *Server) Signal(signal os.Signal) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.cmd == nil {
-		return errors.New("signal the server: it does not run")
-	}
-	return s.cmd.Process.Signal(signal)
-}
-
-// PID is the server's process, 0 when it does not run.
-func (s *Server) PID() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.cmd == nil {
-		return 0
-	}
-	return s.cmd.Process.Pid
 }

@@ -1,5 +1,5 @@
-// Package wiretest has what tests of real brokers share: addresses that nobody
-// listens on, and certificates.
+// Package wiretest has what tests of real brokers share: their process, addresses
+// that nobody listens on, and certificates.
 package wiretest
 
 import (
